@@ -1,0 +1,92 @@
+"""Typed command lines: a dataclass is a command, its fields are the flags, their docstrings the help.
+
+tyro parses; a misspelt flag is answered in one line that names the nearest one.
+"""
+
+import contextlib
+import dataclasses
+import difflib
+import io
+import re
+import sys
+import typing
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
+
+import tyro
+
+T = TypeVar("T")
+
+
+class Usage(ValueError):
+    """Wrong use: one line, exit code 2."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """`, did you mean X?` or nothing."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f", did you mean {close[0]}?" if close else ""
+
+
+def parse(command: type[T], args: Sequence[str], prog: str, default: T | None = None, description: str | None = None) -> T:
+    """The command with its flags filled in; Usage where they do not fit."""
+    if any(a in ("-h", "--help") for a in args):
+        return _tyro(command, args, prog, default, description)
+    _check_flags(command, args, prog)
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors):
+            return _tyro(command, args, prog, default, description)
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise Usage(f"{prog}: {_plain(errors.getvalue())} (see {prog} --help)") from None
+
+
+def _tyro(command: type[T], args: Sequence[str], prog: str, default: T | None, description: str | None) -> T:
+    # two calls: tyro tells "no default" from a default of None by a sentinel of its own
+    if default is None:
+        return tyro.cli(command, args=list(args), prog=prog, description=description, config=(tyro.conf.OmitArgPrefixes,))
+    return tyro.cli(
+        command, args=list(args), prog=prog, description=description, default=default, config=(tyro.conf.OmitArgPrefixes,)
+    )
+
+
+def _check_flags(command: type, args: Sequence[str], prog: str) -> None:
+    known = set(flags_of(command))
+    for arg in args:
+        flag = arg.split("=")[0].replace("_", "-")
+        if re.match(r"--?[a-zA-Z]", flag) and flag not in known:
+            raise Usage(f"{prog}: there is no flag {arg.split('=')[0]}{nearest(flag, known)} (see {prog} --help)")
+
+
+def flags_of(command: type) -> Iterable[str]:
+    """Every flag of a command: its fields, those of nested records, and the --no- form of switches."""
+    hints = typing.get_type_hints(command)
+    for field in dataclasses.fields(command):
+        kind = hints[field.name]
+        if dataclasses.is_dataclass(kind):
+            yield from flags_of(kind)  # pyright: ignore[reportArgumentType]
+        else:
+            flag = field.name.replace("_", "-")
+            yield f"--{flag}"
+            if kind is bool:
+                yield f"--no-{flag}"
+
+
+def _plain(boxed: str) -> str:
+    """tyro's framed message as one line."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", boxed)
+    words = [re.sub(r"[╭╮╰╯│─┌┐└┘├┤━]+", " ", line).strip() for line in text.splitlines()]
+    kept = [
+        w
+        for w in words
+        if w and not w.lower().startswith(("for full helptext", "parsing error", "required options", "value error"))
+    ]
+    return " ".join(" ".join(kept).split()) or "the arguments do not fit"
+
+
+def to_stdout(text: str) -> None:
+    """A command's result; everything else goes to stderr."""
+    sys.stdout.write(text if text.endswith("\n") else text + "\n")
+    sys.stdout.flush()

@@ -1,0 +1,111 @@
+"""percepta train NAME: train or finetune by a recipe."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from percepta.cli.parse import Usage, nearest, parse, to_stdout
+from percepta.training.recipe import Recipe
+from percepta.training.settings import Settings
+
+
+def run(args: Sequence[str]) -> int:
+    from percepta.recipes import recipes
+
+    found = recipes()
+    if not args or args[0].startswith("-"):
+        text = "percepta train NAME [flags]   NAME is one of:\n" + "\n".join(f"  {n:<12} {r.summary}" for n, r in found.items())
+        if args and args[0] in ("-h", "--help"):
+            to_stdout(text + "\n\nEach has its own help: percepta train ddpm --help")
+            return 0
+        raise Usage(f"percepta train: name a recipe ({', '.join(found)}); see percepta train --help")
+    name, *flags = args
+    if name not in found:
+        raise Usage(f"percepta train: there is no recipe {name!r}{nearest(name, found)} (see percepta recipes)")
+    recipe, settings = read(found[name], flags)
+    return start(recipe, settings)
+
+
+def read(kind: type[Recipe], flags: Sequence[str]) -> tuple[Recipe, Settings]:
+    """Knobs and settings from the flags, on top of --config where one is given."""
+    flags = list(flags)
+    knobs, settings = kind(), kind.default_settings()
+    config = _take(flags, "--config")
+    if config is not None:
+        knobs, settings = from_config(kind, Path(config))
+    command = dataclasses.make_dataclass(
+        "Train", [("recipe", Annotated[kind, tyro.conf.arg(name="")]), ("settings", Settings)], frozen=True
+    )
+    description = f"{kind.__doc__}\n\nExample: {kind.example}\n\nOf all runs: --config FILE repeats a run from its config.json; flags given beside it win."
+    parsed: Any = parse(command, flags, f"percepta train {kind.name}", command(knobs, settings), description)
+    return parsed.recipe, parsed.settings
+
+
+def _take(flags: list[str], name: str) -> str | None:
+    """Remove a flag and its value."""
+    for index, flag in enumerate(flags):
+        if flag.startswith(f"{name}="):
+            return flags.pop(index).split("=", 1)[1]
+        if flag == name:
+            if index + 1 == len(flags):
+                raise Usage(f"percepta train: {name} needs a file")
+            flags.pop(index)
+            return flags.pop(index)
+    return None
+
+
+def from_config(kind: type[Recipe], path: Path) -> tuple[Recipe, Settings]:
+    """What a run's config.json asks for; keys that no flag has are errors."""
+    if path.is_dir():
+        path = path / "config.json"
+    try:
+        config = json.loads(path.read_text())
+        asked = config["recipe"], dict(config["knobs"]), dict(config["settings"])
+    except FileNotFoundError:
+        raise Usage(f"percepta train: there is no file {path}") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise Usage(f"percepta train: {path} is not a run's config.json: {error!r}") from None
+    if asked[0] != kind.name:
+        raise Usage(f"percepta train: {path} is of the recipe {asked[0]!r}; use percepta train {asked[0]} --config {path}")
+    return _filled(kind, asked[1], path), _filled(Settings, asked[2], path)
+
+
+def _filled(kind: type, values: dict[str, Any], path: Path) -> Any:
+    known = {field.name: field for field in dataclasses.fields(kind)}
+    for key in values:
+        if key not in known:
+            raise Usage(f"percepta train: {path} has the unknown entry {key!r}{nearest(key, known)}")
+    for key, value in values.items():
+        if isinstance(value, list):
+            values[key] = tuple(value)
+        elif value is not None and "Path" in str(known[key].type):
+            values[key] = Path(value)
+    return kind(**values)
+
+
+def start(recipe: Recipe, settings: Settings) -> int:
+    from percepta.training.job import train
+    from percepta.training.log import console
+    from percepta.training.loop import NonFinite
+
+    try:
+        outcome = train(recipe, settings)
+    except NonFinite as error:
+        console.print(f"percepta train {recipe.name}: {error}")
+        return 1
+    if not outcome.finished:
+        console.print(
+            f"stopped at step {outcome.step}; a checkpoint is written. To go on:\n  percepta train {recipe.name} "
+            f"--config {outcome.folder}/config.json --resume"
+        )
+        return 3
+    grids = sorted((outcome.folder / "samples").glob("*.png"))
+    console.print(
+        f"done: {outcome.folder}\n  model    {outcome.model}\n  samples  {grids[-1] if grids else 'none'}\n"
+        f"next:\n  percepta sample {outcome.folder} --num 16 --out images.png"
+    )
+    return 0

@@ -1,0 +1,106 @@
+"""From what a user types after --data to a Source.
+
+`shapes`, `shapes:size=16,labels=shape`, a folder of images, a .npz file, a folder of tar shards or a brace pattern of them
+(`shards-{000..009}.tar`), a saved Hugging Face dataset or `hf:NAME[:SPLIT]` from the local cache.
+"""
+
+import difflib
+from dataclasses import fields
+from pathlib import Path
+
+from percepta.data.hub import HuggingFace, is_saved_dataset
+from percepta.data.image import Reading
+from percepta.data.layouts import Npz, folder_names, open_folder
+from percepta.data.shapes import Shapes
+from percepta.data.shards import Shards, expand
+from percepta.data.source import Pairs, Source
+
+DOMAIN_FOLDERS = (("A", "B"), ("trainA", "trainB"))
+
+
+def open_source(spec: str | Path, size: int | None = None, reading: Reading | None = None) -> Source:
+    """One set of images. `size` is what sources that draw at any size use unless the spec says otherwise."""
+    text = str(spec)
+    if text == "shapes" or text.startswith("shapes:"):
+        return _shapes(text, size)
+    if text.startswith("hf:"):
+        return HuggingFace.from_cache(text[3:], reading)
+    if "{" in Path(text).name:
+        return Shards(expand(text), reading)
+    path = Path(text)
+    if not path.exists():
+        raise ValueError(_missing(path))
+    if path.is_file():
+        if path.suffix == ".npz":
+            return Npz(path)
+        if path.suffix == ".tar":
+            return Shards([path], reading)
+        raise ValueError(f"{path}: is a file; data is a folder of images, a .npz, a .tar of images, hf:NAME or shapes")
+    pair = _domains(path)
+    if pair is not None:
+        raise ValueError(
+            f"{path}: holds two domains ({pair[0]}/ and {pair[1]}/): name one of them, or use both for translation "
+            f"(--source {path / pair[0]} --target {path / pair[1]})"
+        )
+    if is_saved_dataset(path):
+        return HuggingFace.from_disk(path, reading)
+    tars = sorted(path.glob("*.tar"))
+    return Shards(tars, reading) if tars else open_folder(path, reading)
+
+
+def open_pairs(spec: str | Path, other: str | Path | None = None, size: int | None = None, reading: Reading | None = None) -> Pairs:
+    """Two unpaired domains: a folder with A/ and B/ (or trainA/ and trainB/), two sources of any kind, or `shapes` (outline to filled)."""
+    if other is not None:
+        return Pairs(open_source(spec, size, reading), open_source(other, size, reading))
+    text = str(spec)
+    if text == "shapes" or text.startswith("shapes:"):
+        if "domain" in text:
+            raise ValueError(f"{text}: a pair of domains holds both; leave the domain out, or name two sources")
+        rest = text.partition(":")[2]
+        a, b = (f"shapes:domain={domain}" + (f",{rest}" if rest else "") for domain in ("outline", "filled"))
+        return Pairs(open_source(a, size), open_source(b, size))
+    path = Path(text)
+    if not path.exists():
+        raise ValueError(_missing(path))
+    pair = _domains(path) if path.is_dir() else None
+    if pair is None:
+        raise ValueError(f"{path}: translation needs two domains: a folder with A/ and B/ (or trainA/ and trainB/), or two paths")
+    return Pairs(open_source(path / pair[0], size, reading), open_source(path / pair[1], size, reading))
+
+
+def _domains(path: Path) -> tuple[str, str] | None:
+    """The two domain folders, where the layout is that of unpaired translation. Two classes named A and B need metadata.jsonl."""
+    if (path / "metadata.jsonl").is_file():
+        return None
+    names = set(folder_names(path))
+    if names == {"A", "B"}:
+        return DOMAIN_FOLDERS[0]
+    return DOMAIN_FOLDERS[1] if names >= set(DOMAIN_FOLDERS[1]) else None
+
+
+def _shapes(text: str, size: int | None) -> Shapes:
+    kinds = {field.name: type(field.default) for field in fields(Shapes)}
+    options: dict[str, int | str] = {} if size is None else {"size": size}
+    for part in filter(None, text.partition(":")[2].split(",")):
+        key, _, value = part.partition("=")
+        if key not in kinds:
+            near = difflib.get_close_matches(key, kinds, 1)
+            raise ValueError(
+                f"{text}: unknown option {key!r}" + (f"; did you mean {near[0]}?" if near else "") + f" Known: {', '.join(kinds)}"
+            )
+        try:
+            options[key] = kinds[key](value.replace("_", "") if kinds[key] is int else value)
+        except ValueError as error:
+            raise ValueError(f"{text}: {key} must be a whole number, got {value!r}") from error
+    return Shapes(**options)  # pyright: ignore[reportArgumentType]
+
+
+def _missing(path: Path) -> str:
+    """That a path does not exist, where it stops existing, and what lies there with a similar name."""
+    parent = path.absolute().parent
+    while not parent.exists():
+        path, parent = parent, parent.parent
+    siblings = [entry.name for entry in parent.iterdir()] if parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, siblings, 1, 0.5)
+    hint = f"did you mean {parent / near[0]}?" if near else f"{parent} holds {', '.join(sorted(siblings)[:8]) or 'nothing'}"
+    return f"{path}: does not exist; {hint}"

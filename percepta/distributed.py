@@ -1,0 +1,177 @@
+"""Several processes under torchrun: the only file that imports torch.distributed.
+
+Data parallel by hand: each rank computes its share of the global loss (its rows over all rows), gradients are summed in flat
+buckets. A rank without rows adds zeros, so an uneven or empty last batch neither hangs nor skews. One process needs none of this and
+every function here is then the identity.
+"""
+
+import datetime
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Float
+from torch import Tensor
+
+BUCKET_BYTES = 32 * 2**20  # one all-reduce per 32 MiB: few launches, little extra memory
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all. `rank` 0 is the only one that writes."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+
+def launched() -> bool:
+    """Whether torchrun (or accelerate launch, or srun with its variables) started this process."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+@contextmanager
+def joined(device_type: str = "cpu", timeout_s: float = 600.0) -> Iterator[World]:
+    """Join the process group for the time of the context; a collective that waits longer than `timeout_s` fails with its rank's name."""
+    if not launched():
+        yield World()
+        return
+    local_rank = int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")))
+    if device_type == "cuda":
+        torch.cuda.set_device(local_rank)
+    dist.init_process_group("nccl" if device_type == "cuda" else "gloo", timeout=datetime.timedelta(seconds=timeout_s))
+    try:
+        yield World(dist.get_rank(), dist.get_world_size(), local_rank)
+    finally:
+        dist.destroy_process_group()
+
+
+def active() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def world() -> World:
+    return World(dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_RANK", "0"))) if active() else World()
+
+
+def _named(error: RuntimeError) -> RuntimeError:
+    return RuntimeError(
+        f"rank {world().rank} of {world().size} failed in a collective: another rank stopped or is too slow "
+        f"(--dist-timeout): {error}"
+    )
+
+
+def reduce_gradients(params: Sequence[Tensor]) -> None:
+    """Sum gradients over all ranks, in place; a parameter without a gradient counts as zero."""
+    if not active():
+        return
+    try:
+        for bucket in _buckets(params):
+            grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in bucket]
+            flat = torch.cat([g.reshape(-1) for g in grads])
+            dist.all_reduce(flat)
+            for p, summed in zip(bucket, flat.split([g.numel() for g in grads]), strict=True):
+                p.grad = summed.view_as(p).clone()
+    except RuntimeError as error:
+        raise _named(error) from error
+
+
+def _buckets(params: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    bucket: list[Tensor] = []
+    size = 0
+    for p in params:
+        if bucket and (size + p.numel() * p.element_size() > BUCKET_BYTES or p.dtype != bucket[0].dtype):
+            yield bucket
+            bucket, size = [], 0
+        bucket.append(p)
+        size += p.numel() * p.element_size()
+    if bucket:
+        yield bucket
+
+
+def summed(values: Tensor) -> Tensor:
+    """The sum of a small tensor over ranks; no gradient."""
+    if active():
+        values = values.clone()
+        try:
+            dist.all_reduce(values)
+        except RuntimeError as error:
+            raise _named(error) from error
+    return values
+
+
+def broadcast_parameters(tensors: Sequence[Tensor]) -> None:
+    """Rank 0's values to all, in place: equal starts whatever each rank did before."""
+    if active():
+        for tensor in tensors:
+            dist.broadcast(tensor.detach(), 0)
+
+
+def broadcast_object(value: object) -> object:
+    """Rank 0's JSON-like value to all, as text: no pickle."""
+    if not active():
+        return value
+    import json
+
+    text = json.dumps(value).encode() if world().first else b""
+    length = torch.tensor([len(text)])
+    dist.broadcast(length, 0)
+    buffer = torch.zeros(int(length), dtype=torch.uint8)
+    if world().first:
+        buffer.copy_(torch.frombuffer(bytearray(text), dtype=torch.uint8))
+    dist.broadcast(buffer, 0)
+    return json.loads(bytes(buffer.numpy()).decode())
+
+
+def barrier() -> None:
+    if active():
+        try:
+            dist.barrier()
+        except RuntimeError as error:
+            raise _named(error) from error
+
+
+class _Gather(torch.autograd.Function):
+    """All ranks' rows in rank order; the backward sums every rank's gradient of our rows."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, counts: tuple[int, ...]) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx.counts = counts
+        most = max(counts)
+        padded = torch.cat([x, x.new_zeros(most - len(x), *x.shape[1:])]) if len(x) < most else x.contiguous()
+        parts = [torch.empty_like(padded) for _ in counts]
+        dist.all_gather(parts, padded)
+        return torch.cat([part[:n] for part, n in zip(parts, counts, strict=True)])
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        grad = grad.contiguous().clone()
+        dist.all_reduce(grad)
+        rank = dist.get_rank()
+        first = sum(ctx.counts[:rank])
+        return grad[first : first + ctx.counts[rank]], None
+
+
+def gather_rows(x: Float[Tensor, "n *d"]) -> Float[Tensor, "N *d"]:
+    """The rows of all ranks, in rank order, WITH gradient; ranks may have different numbers of rows, none included.
+
+    Every rank then computes the same loss of all rows, and the loop scales it by the rank's share of the rows. The backward pass sums
+    the ranks' gradients, the shares add up to one: the kernel batch of a per-batch objective is the global batch and its gradient is
+    that of one process, uneven ranks included.
+    """
+    if not active():
+        return x
+    counts = torch.zeros(dist.get_world_size(), dtype=torch.int64)
+    counts[dist.get_rank()] = len(x)
+    try:
+        sizes = summed(counts.to(x.device)).tolist()
+        return _Gather.apply(x, tuple(int(n) for n in sizes))  # pyright: ignore[reportReturnType]
+    except RuntimeError as error:
+        raise _named(error) from error

@@ -1,0 +1,142 @@
+"""The one record that every objective reads, and the estimators that make it.
+
+Whatever makes the images (a denoiser's guess, a chain of sampling steps, a translating generator), an objective sees an Estimate:
+x0_hat, the reference x0, whether the two are paired, and, where there is one, the noise level.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from percepta.formulation import Cond, Denoiser, Noised
+from percepta.path import AbstractPath, Times
+from percepta.rng import Rng
+from percepta.spaces import Features, Space
+
+
+def take(cond: Cond, rows: Sequence[int] | slice | Tensor) -> Cond:
+    """The rows of a condition, whatever its form."""
+    if cond is None:
+        return None
+    return cond[rows] if isinstance(cond, Tensor) else {k: v[rows] for k, v in cond.items()}
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Clean samples in [-1, 1] (or scaled latents), their condition, and for translation the images of the other domain."""
+
+    x0: Float[Tensor, "b c *d"]
+    cond: Cond = None
+    source: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.x0)
+
+    def to(self, device: torch.device | str, **options) -> "Batch":
+        def move(x):
+            return x.to(device, non_blocking=True, **(options if x.is_floating_point() and x.ndim == 4 else {}))
+
+        cond = (
+            self.cond
+            if self.cond is None
+            else move(self.cond)
+            if isinstance(self.cond, Tensor)
+            else {k: move(v) for k, v in self.cond.items()}
+        )
+        return Batch(move(self.x0), cond, None if self.source is None else move(self.source))
+
+    def select(self, rows: Sequence[int] | slice) -> "Batch":
+        return Batch(self.x0[rows], take(self.cond, rows), None if self.source is None else self.source[rows])
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A differentiable guess `x0_hat` beside the clean reference `x0`.
+
+    `paired` says whether row k of both shows the same thing: per-sample objectives need it. `taps` hold what else the estimator
+    has at hand (a raw output, hidden states). `features` are computed once per Space and shared by all readers.
+    """
+
+    x0_hat: Float[Tensor, "b c *d"]
+    x0: Float[Tensor, "n c *d"]
+    paired: bool = True
+    noised: Noised | None = None
+    path: AbstractPath | None = None
+    cond: Cond = None
+    taps: Mapping[str, Tensor] = field(default_factory=dict)
+    _real: dict[Space, Features] = field(default_factory=dict, repr=False)
+    _fake: dict[Space, Features] = field(default_factory=dict, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.x0_hat)
+
+    @property
+    def t(self) -> Times:
+        if self.noised is None or self.path is None:
+            raise ValueError(
+                "this estimate has no noise level (it was not made by denoising): use an objective without a weight or a "
+                "gate by level, or the estimator Denoise"
+            )
+        return self.noised.t
+
+    @property
+    def level(self) -> Times:
+        """sigma/alpha."""
+        return self.known_path.level(self.t)
+
+    @property
+    def snr(self) -> Times:
+        return self.known_path.snr(self.t)
+
+    @property
+    def known_path(self) -> AbstractPath:
+        _ = self.t  # raises where there is none
+        assert self.path is not None
+        return self.path
+
+    def features(self, space: Space) -> tuple[Features, Features]:
+        """(real, fake) features, each computed once; the real side without gradient."""
+        with torch.no_grad():
+            real = space.features(self.x0, self._real)
+        return real, space.features(self.x0_hat, self._fake)
+
+    def select(self, keep: Tensor) -> "Estimate":
+        """The rows where `keep` holds. Choose before features are read: what a gate drops is then never computed."""
+        rows = keep.nonzero()[:, 0]
+        noised = None if self.noised is None else Noised(*(v[rows.to(v.device)] for v in self.noised))
+        rows = rows.to(self.x0_hat.device, non_blocking=True)
+        x0 = self.x0[rows] if self.paired else self.x0
+        return Estimate(
+            self.x0_hat[rows], x0, self.paired, noised, self.path, take(self.cond, rows), {k: v[rows] for k, v in self.taps.items()}
+        )
+
+    def detach(self) -> "Estimate":
+        """No gradient to the maker; features that were computed stay, so that a critic's turn runs no backbone again."""
+        fake = {space: tuple(f.detach() for f in features) for space, features in self._fake.items()}
+        return replace(self, x0_hat=self.x0_hat.detach(), taps={k: v.detach() for k, v in self.taps.items()}, _fake=fake)
+
+
+Estimator = Callable[[Batch, Rng], Estimate]
+
+
+@dataclass(frozen=True)
+class Denoise:
+    """Noise the batch, denoise it: x0_hat = D(alpha x0 + sigma eps, t, cond).
+
+    With probability `cond_dropout` a sample's condition is replaced by the null condition, so that guidance can be used later.
+    """
+
+    denoiser: Denoiser
+    cond_dropout: float = 0.0
+
+    def __call__(self, batch: Batch, rng: Rng) -> Estimate:
+        noised = self.denoiser.formulation.noised(batch.x0, rng)
+        cond = batch.cond
+        if self.cond_dropout > 0 and cond is not None:
+            drop = rng.uniform("cond-dropout") < self.cond_dropout
+            cond = self.denoiser.network.drop_condition(cond, drop)  # pyright: ignore[reportCallIssue]
+        x0_hat, taps = self.denoiser.full(noised.x_t, noised.t, cond)
+        return Estimate(x0_hat, noised.x0, True, noised, self.denoiser.path, cond, taps)

@@ -1,0 +1,179 @@
+"""Pipelines of diffusers, and what Percepta exports, as a denoiser: the schedule and the meaning of the output are read, not asked.
+
+No code from the folder is ever run: components are built from diffusers' classes and Percepta's, from JSON and safetensors; a `.bin` is
+read in a process of its own, as tensors only (interop.weights).
+"""
+
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import nn
+
+from percepta.formulation import Denoiser, Formulation, formulation_from_config
+from percepta.interop.export import RECORD
+from percepta.interop.schedules import SamplerDefaults, defaults_of, formulation_of, scheduler_for
+from percepta.interop.weights import read_weights
+from percepta.networks import Network, adapt, load_model
+
+NETWORKS = ("unet", "transformer", "model", "prior")
+VAES = ("vae", "vqvae", "movq")
+TEXT = ("text_encoder", "text_encoder_2", "text_encoder_3", "tokenizer", "tokenizer_2", "tokenizer_3", "image_encoder", "feature_extractor")
+FLAGS = "say what the network puts out and how it was noised: --prediction noise|clean|velocity|flow|edm and --schedule linear|cosine"
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """What a folder held. `vae` is diffusers' model; `parts` are text encoders and tokenizers by name; `sampler` is how it sampled.
+
+    `origin` tells where it came from (path, pipeline, scheduler, network class), for a run's config and for reports.
+    """
+
+    denoiser: Denoiser
+    vae: nn.Module | None = None
+    class_names: tuple[str, ...] | None = None
+    sampler: SamplerDefaults = SamplerDefaults()
+    origin: Mapping[str, str] = field(default_factory=dict)
+    parts: Mapping[str, Any] = field(default_factory=dict)
+
+
+def load_pipeline(path: str | Path, formulation: Formulation | None = None) -> Pipeline:
+    """The pipeline in a folder, a run's folder, a bare model folder, or under a name that diffusers has cached.
+
+    `formulation` is needed only where no scheduler_config.json lies in or beside a bare model folder; given, it overrides what is found.
+    """
+    folder = find_folder(path)
+    if (folder / "model" / "model_index.json").is_file():  # a run
+        folder = folder / "model"
+    if (folder / "model_index.json").is_file():
+        return _from_index(folder, formulation)
+    if (folder / "config.json").is_file():
+        return _from_model(folder, formulation)
+    raise ValueError(f"{folder} is neither a pipeline (no model_index.json), nor a run (no model/), nor a model (no config.json)")
+
+
+def find_folder(path: str | Path) -> Path:
+    """A local folder, or the cached copy of a Hugging Face repository; nothing is downloaded."""
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return folder
+    name = str(path)
+    if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
+        raise ValueError(f"no folder {path}; give a pipeline's folder, a run's, or a cached repository as OWNER/NAME")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, local_files_only=True))
+    except LocalEntryNotFoundError:
+        raise ValueError(f"{name} is neither a folder nor in the Hugging Face cache, and nothing is downloaded here: "
+                         f"run 'hf download {name}' first, or give a local folder") from None
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} must hold a JSON object, got {type(value).__name__}")
+    return value
+
+
+def _from_index(folder: Path, formulation: Formulation | None) -> Pipeline:
+    index = _json(folder / "model_index.json")
+    present = {name: value for name, value in index.items() if isinstance(value, list) and len(value) == 2 and value[1] and not name.startswith("_")}
+    networks = [name for name in NETWORKS if name in present]
+    if len(networks) != 1:
+        raise ValueError(f"{folder} holds {', '.join(present) or 'no components'}: one of {', '.join(NETWORKS[:2])} is needed, got {len(networks)}")
+    pipeline = index.get("_class_name")
+    pipeline = str(pipeline[-1] if isinstance(pipeline, list) else pipeline)
+    scheduler = _json(folder / "scheduler" / "scheduler_config.json") if (folder / "scheduler" / "scheduler_config.json").is_file() else None
+    record = _json(folder / RECORD) if (folder / RECORD).is_file() else None
+    meaning, sampler = _meaning(folder, formulation, scheduler, record)
+    network = adapt(load_component(folder / networks[0]), num_classes=None)
+    _check_variance(network, scheduler)
+    vaes = [name for name in VAES if name in present]
+    vae = load_component(folder / vaes[0]).requires_grad_(False) if vaes else None
+    parts = {name: _text_part(folder / name, present[name]) for name in TEXT if name in present}
+    origin = {"path": str(folder), "pipeline": pipeline, "network": type(network.model).__name__,
+              "scheduler": str((scheduler or {}).get("_class_name", "none"))}  # fmt: skip
+    return Pipeline(Denoiser(network, meaning), vae, _class_names(index, record, network), sampler, origin, parts)
+
+
+def _from_model(folder: Path, formulation: Formulation | None) -> Pipeline:
+    """A bare `unet/` folder: its scheduler lies in it, or beside it as in a pipeline."""
+    beside = (folder / "scheduler_config.json", folder.parent / "scheduler" / "scheduler_config.json", folder.parent / "scheduler_config.json")
+    found = next((path for path in beside if path.is_file()), None)
+    if found is None and formulation is None:
+        raise ValueError(f"{folder} is a model without a scheduler_config.json in it or beside it, so nothing tells how it was trained: {FLAGS}")
+    scheduler = None if found is None else _json(found)
+    meaning, sampler = _meaning(folder, formulation, scheduler, None)
+    network = adapt(load_component(folder))
+    _check_variance(network, scheduler)
+    origin = {"path": str(folder), "pipeline": "none", "network": type(network.model).__name__, "scheduler": str((scheduler or {}).get("_class_name", "none"))}
+    return Pipeline(Denoiser(network, meaning), sampler=sampler, origin=origin)
+
+
+def _meaning(folder: Path, given: Formulation | None, scheduler: dict[str, Any] | None, record: dict[str, Any] | None) -> tuple[Formulation, SamplerDefaults]:
+    """The formulation: given, or as the export recorded it, or as the scheduler says."""
+    sampler = SamplerDefaults() if scheduler is None else defaults_of(scheduler)
+    if given is not None:
+        return given, sampler
+    if scheduler is None:
+        raise ValueError(f"{folder} has no scheduler/scheduler_config.json: {FLAGS}")
+    if record is None:
+        return formulation_of(scheduler), sampler
+    recorded, defaults = formulation_from_config(record["formulation"]), SamplerDefaults(**record["sampler"])
+    as_written = dict(scheduler_for(recorded, defaults).config)  # pyright: ignore[reportAttributeAccessIssue]
+    if formulation_of(scheduler) != formulation_of({**as_written, "_class_name": type(scheduler_for(recorded, defaults)).__name__}):
+        raise ValueError(f"{folder}: scheduler_config.json and {RECORD} disagree about how the network was trained; remove {RECORD} to go by the "
+                         "scheduler, or restore the scheduler")
+    return recorded, defaults
+
+
+def _check_variance(network: Network, scheduler: dict[str, Any] | None) -> None:
+    """A scheduler that reads a variance needs a network that puts one out."""
+    variance = str((scheduler or {}).get("variance_type", ""))
+    if variance.startswith("learned") and network.out_channels != 2 * network.in_channels:
+        raise ValueError(f"the scheduler reads a learned variance (variance_type {variance!r}), but the network puts out {network.out_channels} channels "
+                         f"for {network.in_channels}; set variance_type to 'fixed_small' in scheduler_config.json, or use the network's own scheduler")
+
+
+def _class_names(index: dict[str, Any], record: dict[str, Any] | None, network: Network) -> tuple[str, ...] | None:
+    names = (record or {}).get("class_names")
+    if names is None and isinstance(index.get("id2label"), dict) and network.num_classes is not None:
+        table = {int(k): str(v) for k, v in index["id2label"].items()}
+        names = [table.get(i, str(i)) for i in range(network.num_classes)]
+    return None if names is None else tuple(names)
+
+
+def load_component(folder: Path) -> Any:
+    """A model of diffusers or Percepta from its folder. A lone `.bin` is turned into safetensors in a temporary folder first."""
+    if not folder.is_dir():
+        raise ValueError(f"model_index.json names {folder.name}, but there is no folder {folder}")
+    old = next((folder / name for name in ("diffusion_pytorch_model.bin", "pytorch_model.bin") if (folder / name).is_file()), None)
+    if old is None or list(folder.glob("*.safetensors")):
+        return load_model(folder)
+    with tempfile.TemporaryDirectory() as scratch:
+        (Path(scratch) / "config.json").write_text((folder / "config.json").read_text())
+        save_file(read_weights(old), Path(scratch) / "diffusion_pytorch_model.safetensors")
+        return load_model(scratch)
+
+
+def _text_part(folder: Path, where: list[str]) -> Any:
+    """A tokenizer or text encoder of transformers."""
+    try:
+        import transformers
+    except ImportError as error:
+        raise ValueError(f"{folder.name} is a part of transformers, which is missing: pip install 'percepta[clip]'") from error
+    cls = getattr(transformers, where[1], None)
+    if where[0] != "transformers" or cls is None:
+        raise ValueError(f"{folder.name} is {where[0]}.{where[1]}, which transformers {transformers.__version__} does not have")
+    if not issubclass(cls, transformers.PreTrainedModel):
+        return cls.from_pretrained(folder, local_files_only=True)
+    return cls.from_pretrained(folder, local_files_only=True, use_safetensors=True).requires_grad_(False).eval()

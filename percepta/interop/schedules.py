@@ -1,0 +1,159 @@
+"""Formulation <-> diffusers scheduler: what a scheduler's configuration says about the network beside it, and the reverse.
+
+Only what the network was trained with crosses: path and output. How images were sampled (spacing, clipping, guidance) is kept apart,
+in SamplerDefaults. Read: https://huggingface.co/docs/diffusers/api/schedulers/overview.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import diffusers
+import torch
+
+from percepta.formulation import EDM, FLOW, SIGMA_DATA, Formulation
+from percepta.path import AbstractDiscretePath, BetaTable, Cosine, LinearBeta, Rectified, VarianceExploding
+
+PREDICTION = {"noise": "epsilon", "clean": "sample", "velocity": "v_prediction"}
+SOLVERS = {"discrete": ("ddim", "ddpm", "dpmpp_2m"), "flow": ("euler", "heun"), "edm": ("euler", "dpmpp_2m")}
+SPACINGS = ("leading", "linspace", "trailing")
+
+
+@dataclass(frozen=True)
+class SamplerDefaults:
+    """How an exported pipeline samples unless told otherwise. None: the path's usual solver and spacing, no clipping.
+
+    `clip` bounds x0_hat in every step (DDIM and DDPM only); `shift` is the m of a flow's shifted grid; `guidance` 1 is none.
+    """
+
+    solver: str | None = None
+    steps: int = 50
+    spacing: str | None = None
+    eta: float = 0.0
+    clip: float | None = None
+    guidance: float = 1.0
+    shift: float = 1.0
+
+    def resolved(self, formulation: Formulation) -> "SamplerDefaults":
+        """With the path's usual solver and spacing filled in; ValueError where diffusers has no such scheduler."""
+        kind = kind_of(formulation)
+        solver = SOLVERS[kind][0] if self.solver is None else self.solver
+        spacing = {"discrete": "leading", "flow": "uniform", "edm": "karras"}[kind] if self.spacing is None else self.spacing
+        if solver not in SOLVERS[kind]:
+            raise ValueError(f"diffusers has no scheduler for the solver {solver!r} on {type(formulation.path).__name__}; "
+                             f"export with one of: {', '.join(SOLVERS[kind])}")
+        known = {"discrete": SPACINGS, "flow": ("uniform", "shifted"), "edm": ("karras",)}[kind]
+        if spacing not in known:
+            raise ValueError(f"diffusers' schedulers for {type(formulation.path).__name__} know no spacing {spacing!r}; "
+                             f"export with one of: {', '.join(known)}")
+        if self.clip is not None and solver not in ("ddim", "ddpm"):
+            raise ValueError(f"clipping x0 is part of diffusers' DDIM and DDPM schedulers only, got clip={self.clip} with {solver!r}")
+        if self.steps < 1:
+            raise ValueError(f"steps must be 1 or more, got {self.steps}")
+        return SamplerDefaults(solver, self.steps, spacing, self.eta, self.clip, self.guidance, self.shift)
+
+
+def kind_of(formulation: Formulation) -> str:
+    """discrete | flow | edm: which of diffusers' three families of schedulers fits."""
+    path, output = formulation.path, formulation.output
+    if isinstance(path, AbstractDiscretePath) and output in PREDICTION:
+        return "discrete"
+    if isinstance(path, Rectified) and output == "flow":
+        return "flow"
+    if isinstance(path, VarianceExploding) and output == "edm":
+        return "edm"
+    raise ValueError(f"no scheduler of diffusers reads the output {output!r} on the path {type(path).__name__}; export knows noise, clean and "
+                     "velocity on a table of betas, flow on Rectified, and edm on VarianceExploding")
+
+
+def beta_config(path: AbstractDiscretePath) -> dict[str, Any]:
+    """The betas as schedulers name them; what has no name travels as a table."""
+    common = {"num_train_timesteps": path.num_steps}
+    if isinstance(path, LinearBeta):
+        schedule = "scaled_linear" if path.scaled else "linear"
+        return {**common, "beta_schedule": schedule, "beta_start": path.beta_start, "beta_end": path.beta_end, "trained_betas": None}
+    if path == Cosine(path.num_steps):
+        return {**common, "beta_schedule": "squaredcos_cap_v2", "trained_betas": None}
+    return {**common, "trained_betas": path.betas.tolist()}
+
+
+def scheduler_for(formulation: Formulation, defaults: SamplerDefaults, learned_variance: bool = False) -> diffusers.SchedulerMixin:
+    """The scheduler that samples as `defaults` say and tells a reader how the network was trained."""
+    defaults, path = defaults.resolved(formulation), formulation.path
+    if isinstance(path, AbstractDiscretePath):
+        return _discrete_scheduler(path, PREDICTION[formulation.output], defaults, learned_variance)
+    if isinstance(path, VarianceExploding):
+        cls = diffusers.EDMEulerScheduler if defaults.solver == "euler" else diffusers.EDMDPMSolverMultistepScheduler
+        return cls(sigma_min=path.t_min, sigma_max=path.t_max, sigma_data=SIGMA_DATA, prediction_type="epsilon")
+    assert isinstance(path, Rectified)
+    if path.time_scale != int(path.time_scale):
+        raise ValueError(f"diffusers' flow schedulers scale time by a whole number, got time_scale={path.time_scale}")
+    cls = diffusers.FlowMatchEulerDiscreteScheduler if defaults.solver == "euler" else diffusers.FlowMatchHeunDiscreteScheduler
+    return cls(num_train_timesteps=int(path.time_scale), shift=defaults.shift if defaults.spacing == "shifted" else 1.0)
+
+
+def _discrete_scheduler(path: AbstractDiscretePath, prediction: str, defaults: SamplerDefaults, learned: bool) -> diffusers.SchedulerMixin:
+    betas = beta_config(path)
+    common = {"prediction_type": prediction, "timestep_spacing": defaults.spacing, "steps_offset": 0}
+    if defaults.solver == "dpmpp_2m":
+        return diffusers.DPMSolverMultistepScheduler(**betas, **common, algorithm_type="dpmsolver++", solver_order=2)
+    clip = {"clip_sample": defaults.clip is not None, "clip_sample_range": 1.0 if defaults.clip is None else defaults.clip}
+    if defaults.solver == "ddpm":
+        return diffusers.DDPMScheduler(**betas, **common, **clip, variance_type="learned_range" if learned else "fixed_small")
+    return diffusers.DDIMScheduler(**betas, **common, **clip, set_alpha_to_one=True)
+
+
+def scheduler_from_config(config: dict[str, Any]) -> diffusers.SchedulerMixin:
+    """The scheduler that a scheduler_config.json describes, defaults filled in."""
+    name = config.get("_class_name")
+    cls = getattr(diffusers, name, None) if isinstance(name, str) else None
+    if not (isinstance(cls, type) and issubclass(cls, diffusers.SchedulerMixin)):
+        raise ValueError(f"the scheduler {name!r} is not one of diffusers {diffusers.__version__}; give the formulation yourself "
+                         "(--prediction noise|clean|velocity|flow|edm and --schedule linear|cosine)")
+    return cls.from_config(config)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def formulation_of(config: dict[str, Any]) -> Formulation:
+    """What a scheduler_config.json says about how its network was trained."""
+    scheduler = scheduler_from_config(config)
+    known: dict[str, Any] = dict(scheduler.config)  # pyright: ignore[reportAttributeAccessIssue]
+    name, prediction = type(scheduler).__name__, known.get("prediction_type", "epsilon")
+    if name.startswith("FlowMatch") or known.get("use_flow_sigmas") or prediction == "flow_prediction":
+        if known.get("invert_sigmas"):
+            raise ValueError(f"{name} with invert_sigmas counts time from data to noise; give the formulation yourself")
+        return Formulation(Rectified(time_scale=float(known["num_train_timesteps"])), "flow", FLOW.times)
+    if name.startswith("EDM"):
+        if known["sigma_data"] != SIGMA_DATA or prediction != "epsilon":
+            raise ValueError(f"{name} with sigma_data={known['sigma_data']} and prediction_type={prediction!r}: only sigma_data={SIGMA_DATA} with "
+                             "'epsilon' (the residual of Karras et al. 2022) is known here")
+        return Formulation(VarianceExploding(known["sigma_min"], known["sigma_max"]), "edm", EDM.times)
+    outputs = {v: k for k, v in PREDICTION.items()}
+    if prediction not in outputs or not hasattr(scheduler, "betas") or name == "CMStochasticIterativeScheduler":
+        raise ValueError(f"{name} (prediction_type {prediction!r}) does not say what the network's output means; give the formulation yourself "
+                         "(--prediction noise|clean|velocity|flow|edm and --schedule linear|cosine)")
+    return Formulation(_path_of(scheduler, known), outputs[prediction])
+
+
+def _path_of(scheduler: Any, known: dict[str, Any]) -> AbstractDiscretePath:
+    steps, schedule = known["num_train_timesteps"], known.get("beta_schedule")
+    if known.get("trained_betas") is not None and not known.get("rescale_betas_zero_snr"):
+        return BetaTable(tuple(float(b) for b in known["trained_betas"]))
+    if not known.get("rescale_betas_zero_snr"):
+        if schedule in ("linear", "scaled_linear"):
+            return LinearBeta(steps, known["beta_start"], known["beta_end"], schedule == "scaled_linear")
+        if schedule == "squaredcos_cap_v2":
+            return Cosine(steps)
+    return BetaTable(tuple(scheduler.betas.to(torch.float64).tolist()))
+
+
+def defaults_of(config: dict[str, Any]) -> SamplerDefaults:
+    """The sampling habits in a scheduler_config.json, as far as Percepta has them."""
+    scheduler = scheduler_from_config(config)
+    known: dict[str, Any] = dict(scheduler.config)  # pyright: ignore[reportAttributeAccessIssue]
+    name = type(scheduler).__name__
+    solver = {"DDIMScheduler": "ddim", "DDPMScheduler": "ddpm", "DPMSolverMultistepScheduler": "dpmpp_2m", "EDMEulerScheduler": "euler",
+              "EDMDPMSolverMultistepScheduler": "dpmpp_2m", "FlowMatchEulerDiscreteScheduler": "euler",
+              "FlowMatchHeunDiscreteScheduler": "heun"}.get(name)  # fmt: skip
+    clip = float(known.get("clip_sample_range", 1.0)) if known.get("clip_sample") and solver in ("ddim", "ddpm") else None
+    shift = float(known.get("shift") or 1.0)
+    spacing = known.get("timestep_spacing") or ("shifted" if name.startswith("FlowMatch") and shift != 1 else None)
+    return SamplerDefaults(solver, spacing=spacing, clip=clip, shift=shift)

@@ -1,0 +1,49 @@
+"""Models from folders: config.json names the class, weights are safetensors."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import diffusers
+from diffusers import ModelMixin
+
+from percepta.networks.ddpmpp import DDPMPP
+
+OWN: dict[str, type[ModelMixin]] = {cls.__name__: cls for cls in (DDPMPP,)}
+
+
+def _class_of(folder: Path) -> type[ModelMixin]:
+    config = folder / "config.json"
+    if not config.is_file():
+        parts = sorted(p.parent.name for p in folder.glob("*/config.json"))
+        hint = f"it holds {', '.join(parts)}: give one of these" if parts else "give a folder that save_pretrained wrote"
+        raise ValueError(f"no config.json in {folder}: this is no model folder; {hint}")
+    try:
+        name = json.loads(config.read_text()).get("_class_name")
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{config} is not a model's configuration: {error}") from error
+    found = OWN.get(str(name)) or getattr(diffusers, str(name), None)
+    if not (isinstance(found, type) and issubclass(found, ModelMixin)):
+        raise ValueError(f"{config} names the class {name!r}, no model of diffusers {diffusers.__version__} nor of Percepta")
+    return found
+
+
+def load_model(folder: str | Path) -> ModelMixin:
+    """The model saved in a folder, in eval mode. Only safetensors are read: other formats may run code. Every weight must be
+    there."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"no folder {folder}; models load from a local one: hf download NAME --local-dir FOLDER")
+    cls = _class_of(folder)
+    if not list(folder.glob("*.safetensors")):
+        others = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt"))
+        convert = f"{cls.__name__}.from_pretrained(folder).save_pretrained(folder, safe_serialization=True)"
+        refused = f"{', '.join(others)} may hold code and is not loaded; convert it where you trust it, with {convert}"
+        raise ValueError(f"no safetensors in {folder}: {refused if others else 'its weights are missing'}")
+    model: Any
+    model, info = cls.from_pretrained(folder, use_safetensors=True, local_files_only=True, output_loading_info=True)  # pyright: ignore
+    wrong = {what: list(info[what]) for what in ("missing_keys", "unexpected_keys", "mismatched_keys") if info[what]}
+    if wrong:
+        first = "; ".join(f"{len(keys)} {what}, first {keys[0]}" for what, keys in wrong.items())
+        raise ValueError(f"the weights in {folder} do not fit its config.json: {first}; was the folder changed or cut short?")
+    return model.eval()

@@ -1,0 +1,84 @@
+"""Term: an objective with a name, a scale, a weight per sample and a gate, and the two kinds of objective.
+
+    loss = scale / B  sum over kept k of  weight_k objective(estimate)_k
+
+The gate acts before any feature is computed, and B counts the samples drawn, not the samples kept: a gated term is the expectation
+of 1(gate) loss, as the papers write it.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from percepta.estimate import Estimate
+from percepta.formulation import expand
+from percepta.rng import Rng
+
+
+class AbstractObjective(ABC):
+    """A judgement of an Estimate."""
+
+
+class AbstractPerSample(AbstractObjective):
+    """One number per sample: may be weighted, gated and split into micro-batches."""
+
+    @abstractmethod
+    def __call__(self, est: Estimate) -> Float[Tensor, "b"]: ...
+
+
+class AbstractPerBatch(AbstractObjective):
+    """One number for the set of samples: the kernel batch is the whole batch, over micro-batches and ranks."""
+
+    @abstractmethod
+    def __call__(self, est: Estimate) -> Float[Tensor, ""]: ...
+
+
+class TrainsCritic(ABC):
+    """An objective with a network of its own that takes a turn before the model does."""
+
+    critic: nn.Module
+
+    @abstractmethod
+    def critic_loss(self, est: Estimate, rng: Rng) -> Float[Tensor, ""]: ...
+
+
+@dataclass(frozen=True)
+class Term:
+    """`weight` maps an estimate to one number per sample, `keep` to the mask of the samples that are judged at all."""
+
+    name: str
+    objective: AbstractPerSample | AbstractPerBatch
+    scale: float = 1.0
+    weight: Callable[[Estimate], Float[Tensor, "b"]] | None = None
+    keep: Callable[[Estimate], Bool[Tensor, "b"]] | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.objective, AbstractPerBatch) and self.weight is not None:
+            raise ValueError(
+                f"term {self.name!r}: {type(self.objective).__name__} judges the batch as a whole and cannot be weighted "
+                "per sample; use a gate, or a per-sample objective"
+            )
+
+    def __call__(self, est: Estimate) -> Float[Tensor, ""]:
+        if self.keep is None:
+            judged = est
+        else:
+            judged = est.select(self.keep(est))
+            if len(judged) == 0:
+                return est.x0_hat.sum() * 0  # keeps the graph: every rank takes the same part in the backward pass
+        if isinstance(self.objective, AbstractPerBatch):
+            return self.scale * self.objective(judged)
+        losses = self.objective(judged)
+        assert losses.shape == (len(judged),), (self.name, losses.shape, len(judged))
+        if self.weight is not None:
+            losses = losses * expand(self.weight(judged), losses)
+        return self.scale * losses.sum() / len(est)
+
+
+def per_sample(error: Float[Tensor, "b *d"]) -> Float[Tensor, "b"]:
+    """Mean over everything but the batch, in float32 or better."""
+    return error.to(torch.promote_types(error.dtype, torch.float32)).flatten(1).mean(1)

@@ -1,0 +1,46 @@
+"""DDPM (Ho et al. 2020; Nichol and Dhariwal 2021; Salimans and Ho 2022).
+
+x_t = alpha x0 + sigma eps; the network predicts eps, x0 or v; the loss is the squared error of what it predicts, or another weight.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from percepta.formulation import Formulation
+from percepta.objectives.weights import weight_named
+from percepta.path import Cosine, LinearBeta
+from percepta.training.method import Method
+from percepta.training.recipe import Context, Recipe, denoising_method
+
+OUTPUT = {"eps": "noise", "x0": "clean", "v": "velocity"}
+PATHS = {"linear": LinearBeta, "cosine": Cosine}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ddpm(Recipe):
+    """Train a denoising diffusion model in pixels, or with --vae in latents."""
+
+    name = "ddpm"
+    summary = "denoising diffusion: predicts eps, x0 or v on a linear or cosine schedule"
+    example = "percepta train ddpm --data ./images --size 32 --steps 5000"
+
+    predict: Literal["eps", "x0", "v"] | None = None
+    """What the network predicts. Default: eps, or what --init was trained for."""
+    schedule: Literal["linear", "cosine"] | None = None
+    """Noise schedule. Default: cosine, or that of --init."""
+    timesteps: int | None = None
+    """Steps of the schedule. Default: 1000, or those of --init."""
+    weight: Literal["clean", "noise", "velocity", "min-snr", "soft-min-snr", "max-snr", "p2"] | None = None
+    """Weight of each noise level in the squared error of x0. Default: the plain squared error of what is predicted."""
+    gamma: float | None = None
+    """gamma of min-snr, soft-min-snr (default 5) and p2 (default 1)."""
+    cond_dropout: float = 0.1
+    """Probability with which a label is dropped in training, so that guidance can be used."""
+
+    def build(self, context: Context) -> Method:
+        formulation = context.init.formulation if context.init else None
+        if formulation is None or self.predict or self.schedule or self.timesteps:
+            formulation = Formulation(PATHS[self.schedule or "cosine"](self.timesteps or 1000), OUTPUT[self.predict or "eps"])
+            context.check_init(formulation)
+        weight = weight_named(self.weight or formulation.output, self.gamma)
+        return denoising_method(context, formulation, weight, self.cond_dropout, network="unet-pocket", sampler=self.sampler)

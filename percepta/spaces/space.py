@@ -1,0 +1,78 @@
+"""Space: a frozen map from samples to a tuple of feature tensors, and the graph that spaces form.
+
+A Space may stand on another one (`Vgg(on=Decode(vae))`): it then reads that one's features instead of the samples, and the
+upstream is computed once for all its readers. A Space declares what it reads and refuses the rest.
+"""
+
+from collections.abc import MutableMapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+Features = tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Reads:
+    """What a Space accepts: images in [-1, 1] or latents, how many channels, how small a side."""
+
+    kind: str = "images"  # images | latents | anything
+    channels: int | None = 3
+    min_size: int = 1
+
+    def check(self, x: Tensor, reader: str) -> None:
+        if self.kind == "anything":
+            return
+        if x.ndim != 4 or not x.is_floating_point():
+            raise ValueError(f"{reader} reads float {self.kind} [b, c, h, w], got {x.dtype} {tuple(x.shape)}")
+        if self.channels is not None and x.shape[1] != self.channels:
+            raise ValueError(
+                f"{reader} reads {self.kind} of {self.channels} channels, got {x.shape[1]}; "
+                "latents are decoded first: Space(on=Decode(vae))"
+            )
+        if min(x.shape[2:]) < self.min_size:
+            raise ValueError(f"{reader} needs at least {self.min_size} x {self.min_size}, got {x.shape[2]} x {x.shape[3]}")
+
+
+class Space(nn.Module):
+    """forward(*upstream) -> features. Frozen and in eval mode for good; gradients pass through it to its input."""
+
+    reads = Reads()
+
+    def __init__(self, on: "Space | None" = None) -> None:
+        super().__init__()
+        self.on = on
+
+    def freeze(self) -> "Space":
+        return self.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> "Space":
+        """A Space stays in eval mode: batch norm statistics of a frozen network never move."""
+        return super().train(False)
+
+    def features(self, x: Float[Tensor, "b c *d"], known: MutableMapping["Space", Features]) -> Features:
+        """The features of x, each Space of the graph computed at most once."""
+        if self not in known:
+            upstream = (x,) if self.on is None else self.on.features(x, known)
+            if self.on is None:
+                self.reads.check(x, type(self).__name__)
+            known[self] = self(*upstream)
+        return known[self]
+
+
+class Pixels(Space):
+    """The samples themselves."""
+
+    reads = Reads("anything", None)
+
+    def forward(self, x: Tensor) -> Features:
+        return (x,)
+
+
+def resized(x: Float[Tensor, "b c h w"], size: int) -> Float[Tensor, "b c s s"]:
+    """Bilinear to size x size, without antialiasing, as the perceptual losses of the papers do it."""
+    if x.shape[-2:] == (size, size):
+        return x
+    return torch.nn.functional.interpolate(x, size=(size, size), mode="bilinear", align_corners=False)

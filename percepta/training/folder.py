@@ -1,0 +1,99 @@
+"""The run folder: what a run leaves (design: section 4), written so that a resumed run leaves the same files as a straight one.
+
+`metrics.jsonl` holds only what follows from the seed; rates and memory, which do not, are in `timing.jsonl`.
+"""
+
+import fcntl
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+
+class RunFolderError(ValueError):
+    """A run folder that cannot be used as asked."""
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(value, indent=2, default=str) + "\n")
+    os.replace(temporary, path)
+
+
+class RunFolder:
+    """One run's folder. `writes` is true on rank 0 only; other ranks see the same paths and write nothing."""
+
+    def __init__(self, root: Path, writes: bool = True) -> None:
+        self.root = root
+        self.writes = writes
+        self._lock: IO[str] | None = None
+        self._lines: dict[str, IO[str]] = {}
+
+    def open(self, resume: bool) -> None:
+        """Make or take the folder; a second training in it is refused, and so is a fresh start over an old run."""
+        if not self.writes:
+            return
+        if self.root.exists() and not self.root.is_dir():
+            raise RunFolderError(f"{self.root} is a file; choose another --out")
+        used = self.root.is_dir() and any(self.root.glob("checkpoint-*"))
+        if used and not resume:
+            raise RunFolderError(f"{self.root} already holds a run: add --resume to go on with it, or choose another --out")
+        self.root.mkdir(parents=True, exist_ok=True)
+        self._lock = (self.root / ".lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise RunFolderError(f"another process is training in {self.root}; wait for it, or choose another --out") from error
+
+    def close(self) -> None:
+        for file in self._lines.values():
+            file.close()
+        self._lines.clear()
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    @property
+    def config(self) -> Path:
+        return self.root / "config.json"
+
+    def samples(self, step: int) -> Path:
+        return self.root / "samples" / f"step-{step:07d}.png"
+
+    def rewind(self, step: int) -> None:
+        """Drop the lines of steps after `step`: what an interrupted run wrote beyond its checkpoint is written again."""
+        if not self.writes:
+            return
+        for name in ("metrics.jsonl", "timing.jsonl"):
+            path = self.root / name
+            if path.is_file():
+                kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
+                temporary = path.with_name(f".{name}.tmp")
+                temporary.write_text("".join(f"{line}\n" for line in kept))
+                os.replace(temporary, path)
+
+    def append(self, name: str, record: Mapping[str, Any]) -> None:
+        """One JSON line, flushed."""
+        if not self.writes:
+            return
+        if name not in self._lines:
+            self._lines[name] = (self.root / name).open("a")
+        file = self._lines[name]
+        file.write(json.dumps(record) + "\n")
+        file.flush()
+
+    def reopen(self) -> None:
+        """Let go of open line files, after `rewind` replaced them."""
+        for file in self._lines.values():
+            file.close()
+        self._lines.clear()
+
+
+def _step_of(line: str) -> float:
+    """The step of a line; a line cut off by a kill counts as too late."""
+    try:
+        return json.loads(line)["step"]
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return float("inf")

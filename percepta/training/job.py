@@ -1,0 +1,137 @@
+"""A whole run, from flags to an exported model: data, latents, method, loop, export."""
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from percepta import distributed
+from percepta._version import __version__
+from percepta.networks import Network
+from percepta.rng import mix
+from percepta.training.data import Data, open_data
+from percepta.training.folder import RunFolder, write_json
+from percepta.training.log import Meter, console, make_trackers
+from percepta.training.loop import Loop, averaged, resume
+from percepta.training.method import Method
+from percepta.training.precision import check_precision, compile_network, pick_device
+from percepta.training.recipe import Context, Recipe
+from percepta.training.settings import Settings
+from percepta.training.signals import StopFlag, stop_on_signals
+from percepta.training.state import make_state
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run came to. `finished` is false where a signal stopped it."""
+
+    folder: Path
+    step: int
+    finished: bool
+    model: Path | None = None
+
+
+def train(recipe: Recipe, settings: Settings, quiet: bool = False) -> Outcome:
+    """Run a recipe to its end, or to where a signal stops it."""
+    uses_cuda = settings.device in ("auto", "cuda") and torch.cuda.is_available()
+    with stop_on_signals() as flag, distributed.joined("cuda" if uses_cuda else "cpu", settings.dist_timeout) as world:
+        if settings.batch < world.size:
+            raise ValueError(f"--batch {settings.batch} is smaller than the number of processes, {world.size}")
+        folder = RunFolder(settings.out or Path("runs") / recipe.name, writes=world.first)
+        folder.open(settings.resume)
+        try:
+            return _train(recipe, settings, folder, flag, world, quiet or not world.first)
+        finally:
+            folder.close()
+
+
+def _train(recipe: Recipe, settings: Settings, folder: RunFolder, flag: StopFlag, world: distributed.World, quiet: bool) -> Outcome:
+    device = pick_device(settings.device, world.local_rank)
+    check_precision(settings.mixed_precision, device)
+    note = (lambda text: None) if quiet else console.print
+    data = open_data(settings, folder, world, device, note)
+    method = build_method(recipe, settings, data)
+    method.to(device)
+    prepare_networks(method, settings, device)
+    state = make_state(method, settings, device)
+    for player in state.players.values():
+        distributed.broadcast_parameters(list(player.module.state_dict().values()))
+    if settings.resume and not resume(state, folder.root, note):
+        note(f"no checkpoint in {folder.root} yet: starting from the beginning")
+    folder.rewind(state.step)
+    if world.first:
+        write_json(folder.config, describe(recipe, settings, data, method, world))
+    if not quiet:
+        note(headline(recipe, settings, data, method, device, world))
+    meter = Meter(state.step, settings.steps, settings.batch, quiet)
+    trackers = make_trackers(settings.report_to, folder.root, settings) if world.first else []
+    loop = Loop(method, data.batches, state, settings, folder, device, flag, meter, trackers)
+    try:
+        finished = loop.run()
+    finally:
+        meter.close()
+        for tracker in trackers:
+            tracker.close()
+    model = None
+    if finished and world.first:
+        model = folder.root / "model"
+        with averaged(state):
+            method.product.export(
+                model, {"training": f"percepta train {recipe.name}: {state.step} steps of {settings.batch} images"}
+            )
+    distributed.barrier()
+    return Outcome(folder.root, state.step, finished, model)
+
+
+def build_method(recipe: Recipe, settings: Settings, data: Data) -> Method:
+    """The recipe's method for this data; fresh weights follow from the seed alone."""
+    init = None
+    if settings.init is not None:
+        from percepta.interop import load_pipeline
+
+        init = load_pipeline(settings.init).denoiser
+    torch.manual_seed(mix(settings.seed, "init"))
+    context = Context(data.channels, data.size, data.num_classes, data.class_names, settings.network, init, data.vae, data.examples)
+    return recipe.build(context)
+
+
+def prepare_networks(method: Method, settings: Settings, device: torch.device) -> None:
+    """Checkpointing, memory layout and compilation, as the settings ask."""
+    networks = [m for m in method.model.modules() if isinstance(m, Network)] or [method.model]
+    for network in networks:
+        if settings.gradient_checkpointing:
+            network.enable_gradient_checkpointing()  # pyright: ignore[reportCallIssue]
+        if settings.channels_last:
+            network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        if settings.compile != "no":
+            compile_network(network, device, None if settings.compile == "default" else settings.compile)
+
+
+def describe(recipe: Recipe, settings: Settings, data: Data, method: Method, world: distributed.World) -> dict[str, Any]:
+    """config.json: what was asked for, and what it came to; `percepta train NAME --config` reads the first three."""
+    flags = asdict(replace(settings, resume=False))
+    return {
+        "recipe": recipe.name,
+        "knobs": asdict(recipe),
+        "settings": {k: str(v) if isinstance(v, Path) else v for k, v in flags.items()},
+        "resolved": {
+            "percepta": __version__, "torch": torch.__version__, "processes": world.size, "data": data.fingerprint, "images": data.count,
+            "num_classes": data.num_classes, "class_names": data.class_names, "shape": [data.channels, data.size, data.size],
+            "parameters": parameters(method.model),
+        },
+    }  # fmt: skip
+
+
+def parameters(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def headline(recipe: Recipe, settings: Settings, data: Data, method: Method, device: torch.device, world: distributed.World) -> str:
+    classes = f", {data.num_classes} classes" if data.num_classes else ""
+    processes = f", {world.size} processes" if world.size > 1 else ""
+    return (
+        f"{recipe.name}: {parameters(method.model) / 1e6:.2f} M parameters on {device}{processes}, {data.count} images of "
+        f"{data.channels} x {data.size} x {data.size}{classes}, {settings.steps} steps of {settings.batch}"
+    )

@@ -1,0 +1,188 @@
+"""The training loop: steps, and between them what is due: lines of metrics, sample grids, checkpoints, and leaving when asked to."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from percepta.estimate import Batch
+from percepta.rng import Rng
+from percepta.training import checkpoint as checkpoints
+from percepta.training.folder import RunFolder
+from percepta.training.log import Meter, Tracker
+from percepta.training.method import Method
+from percepta.training.precision import memory_mib
+from percepta.training.previews import save_preview
+from percepta.training.settings import Settings
+from percepta.training.signals import Interrupted, StopFlag
+from percepta.training.state import State
+from percepta.training.step import Report, take_step
+
+MAX_RETRIES = 2
+Batches = Callable[[int, int], Iterator[tuple[tuple[int, ...], Batch]]]  # (first step, last step) -> this rank's rows of each step
+
+
+class NonFinite(RuntimeError):
+    """A loss or gradient that is not finite, and what to do about it."""
+
+
+@dataclass
+class Loop:
+    """A run in progress."""
+
+    method: Method
+    batches: Batches
+    state: State
+    settings: Settings
+    folder: RunFolder
+    device: torch.device
+    flag: StopFlag
+    meter: Meter
+    trackers: list[Tracker] = field(default_factory=list)
+    after_step: Callable[["Loop"], None] | None = None
+
+    def run(self) -> bool:
+        """Train to the end. False if a signal came first: a checkpoint of where it stopped is then on disk."""
+        if not self._preview_if_due():  # a run that was stopped while it drew a grid draws it now
+            return False
+        while self.state.step < self.settings.steps:
+            for ordinals, batch in self.batches(self.state.step, self.settings.steps):
+                rng = Rng(self.settings.seed, ordinals, self.state.step, self.state.stream, self.device)
+                batch = batch.to(self.device, **({"memory_format": torch.channels_last} if self.settings.channels_last else {}))
+                report = take_step(self.method, self.state, self.settings, batch, rng, self.flag.asked is not None)
+                rolled_back = self._count(report)
+                if rolled_back:
+                    break
+                self._log(report)
+                step = self.state.step
+                saved = report.stop or step % self.settings.checkpoint_every == 0 or step == self.settings.steps
+                if saved:
+                    self.save()
+                if report.stop and step < self.settings.steps:
+                    return False
+                if not self._preview_if_due():
+                    if not saved:
+                        self.save()
+                    return False
+                if self.after_step is not None:
+                    self.after_step(self)
+        return True
+
+    def save(self) -> None:
+        """A checkpoint of now, on rank 0, and for `--ema power` a snapshot where one is due."""
+        if not self.folder.writes:
+            return
+        self.meter.pause()
+        checkpoints.save(
+            self.folder.root, self.state.step, self.state.tensors(), self.state.numbers(), keep_last=self.settings.keep
+        )
+        self.meter.go_on()
+
+    def _count(self, report: Report) -> bool:
+        """Advance the counters; True if the run went back to a checkpoint."""
+        state, settings = self.state, self.settings
+        if report.bad is not None and settings.on_nonfinite == "stop":
+            raise NonFinite(
+                f"step {state.step + 1}: {report.bad}; nothing was updated by it. {self._last_good()} "
+                "Try a lower --lr, --clip, --mixed-precision no, or --on-nonfinite skip"
+            )
+        state.step += 1
+        state.images += settings.batch
+        self.meter.tick(state.step)
+        if report.bad is None:
+            state.bad_in_a_row = 0
+            if state.ema is not None:
+                state.ema.update(state.images)
+                if (
+                    settings.ema == "power"
+                    and self.folder.writes
+                    and (state.step % settings.ema_snapshot_every == 0 or state.step == settings.steps)
+                ):
+                    state.ema.snapshot(self.folder.root / "snapshots")
+            return False
+        state.bad_in_a_row += 1
+        state.bad_total += 1
+        self.meter.note(f"step {state.step}: {report.bad}; skipped ({state.bad_in_a_row} in a row, {state.bad_total} in all)")
+        if state.bad_in_a_row < settings.max_bad_steps:
+            return False
+        self._roll_back(report)
+        return True
+
+    def _roll_back(self, report: Report) -> None:
+        retries = self.state.retries + 1
+        good, _ = checkpoints.latest_good(self.folder.root)
+        if good is None or retries > MAX_RETRIES:
+            raise NonFinite(
+                f"step {self.state.step}: {report.bad}; {self.settings.max_bad_steps} steps in a row failed"
+                f"{f', after going back {MAX_RETRIES} times' if good else ', and there is no checkpoint to go back to'}. {self._last_good()}"
+            )
+        at = self.state.step
+        self.state.load(good)
+        self.state.retries, self.state.bad_in_a_row = retries, 0
+        self.folder.reopen()
+        self.folder.rewind(self.state.step)
+        self.meter.note(f"step {at}: {self.settings.max_bad_steps} steps in a row failed; going on from {good.path} with new noise")
+
+    def _last_good(self) -> str:
+        good, _ = checkpoints.latest_good(self.folder.root)
+        return f"The last good checkpoint is {good.path}." if good else "There is no checkpoint yet."
+
+    def _log(self, report: Report) -> None:
+        state, settings = self.state, self.settings
+        values = {**report.losses, **{f"grad_norm/{k}": v for k, v in report.norms.items()}}
+        if report.bad is None:
+            for name, value in values.items():
+                state.window[name] = state.window.get(name, 0.0) + value
+            state.window_steps += 1
+        if state.step % settings.log_every and state.step != settings.steps:
+            return
+        means = {k: v / state.window_steps for k, v in state.window.items()} if state.window_steps else {}
+        lr = state.schedule.lr_at(state.step if settings.warmup else state.step - 1)
+        skipped = {"bad_steps": state.bad_total} if state.bad_total else {}
+        self.folder.append("metrics.jsonl", {"step": state.step, "images": state.images, **means, "lr": lr, **skipped})
+        memory = memory_mib(self.device)
+        self.folder.append(
+            "timing.jsonl", {"step": state.step, "images_per_s": round(self.meter.rate, 2), "memory_mib": round(memory, 1)}
+        )
+        self.meter.show(state.step, {k: v for k, v in means.items() if not k.startswith("grad_norm")}, memory)
+        for tracker in self.trackers:
+            tracker.log(state.step, {**means, "lr": lr, "images_per_s": self.meter.rate})
+        state.window, state.window_steps = {}, 0
+
+    def _preview_if_due(self) -> bool:
+        """The grid of this step if it is due and not there; False if a signal came meanwhile (it is then drawn after a resume)."""
+        step, settings = self.state.step, self.settings
+        due = settings.sample_every and step and (step % settings.sample_every == 0 or step == settings.steps)
+        if not due or not self.folder.writes or self.folder.samples(step).exists():
+            return True
+        self.meter.pause()
+        try:
+            with averaged(self.state):
+                save_preview(self.method.product, self.folder.samples(step), settings, self.device, self.flag.check, step)
+        except Interrupted:
+            return False
+        finally:
+            self.meter.go_on()
+        return True
+
+
+def averaged(state: State):
+    """The model with its averaged weights, for the time of the context."""
+    from contextlib import nullcontext
+
+    return state.ema.swap() if state.ema is not None and state.ema.updates else nullcontext()
+
+
+def resume(state: State, folder: Path, note: Callable[[str], None]) -> bool:
+    """Load the newest good checkpoint of a run folder into the state, and say which were damaged. False if there is none."""
+    good, damaged = checkpoints.latest_good(folder)
+    for path, reason in damaged:
+        note(f"{path.name} is damaged and is not used: {reason}")
+    if good is None:
+        if damaged:
+            raise ValueError(f"no checkpoint in {folder} is whole: start again with another --out")
+        return False
+    state.load(good)
+    note(f"going on from {good.path} (step {state.step})")
+    return True

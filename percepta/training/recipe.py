@@ -1,0 +1,98 @@
+"""Recipe: a method as a user asks for it, typed knobs with units and `build() -> Method`.
+
+A recipe is one file in percepta/recipes/ with one subclass; listing the folder finds it. Settings that every run has are not knobs.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from percepta.estimate import Denoise
+from percepta.formulation import Denoiser, Formulation
+from percepta.networks import Network, adapt, build, load_model
+from percepta.objectives import Denoising, Term, Weight
+from percepta.training.method import Method
+from percepta.training.product import Sampled
+from percepta.training.settings import Settings
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a recipe builds for: the shape of its data (latents where there is a `vae`), some of it, and where it starts."""
+
+    channels: int
+    size: int
+    num_classes: int | None = None
+    class_names: tuple[str, ...] | None = None
+    network: str | None = None
+    init: Denoiser | None = None
+    vae: Any = None
+    examples: Tensor = field(default_factory=lambda: torch.empty(0))  # the first images, in [-1, 1]
+
+    def check_init(self, formulation: Formulation) -> None:
+        """Refuse to train --init under another meaning of its output."""
+        if self.init is None:
+            return
+        was = self.init.formulation
+        if (was.path, was.output) != (formulation.path, formulation.output):
+            raise ValueError(
+                f"--init predicts {was.output!r} on {was.path.to_config()}, this run asks for {formulation.output!r} on "
+                f"{formulation.path.to_config()}: leave the flags away that differ, or choose the recipe that fits"
+            )
+
+    def chosen_network(self, default: str) -> Network:
+        """The network of --init, or what --network names (a preset or a folder), or the recipe's default preset."""
+        if self.init is not None:
+            if self.network is not None:
+                raise ValueError("--network and --init exclude each other: the network of --init is used")
+            network = self.init.network
+            assert isinstance(network, Network)
+            if network.in_channels != self.channels:
+                raise ValueError(
+                    f"--init reads {network.in_channels} channels, the data has {self.channels}"
+                    + ("" if self.vae is not None else "; a latent model needs --vae")
+                )
+            if network.num_classes != self.num_classes:
+                raise ValueError(
+                    f"--init has {network.num_classes or 'no'} classes, the data has {self.num_classes or 'none'}: use "
+                    "--no-conditional, or data with the same classes"
+                )
+            return network
+        name = self.network or default
+        if "/" in name or name.startswith("."):
+            return adapt(load_model(name))
+        return build(name, channels=self.channels, size=self.size, num_classes=self.num_classes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe(ABC):
+    """Knobs are fields; `settings` is what this method changes in the defaults of every run."""
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    example: ClassVar[str]
+    sampler: ClassVar[str] = "ddim"
+    settings: ClassVar[Mapping[str, Any]] = {}
+
+    @abstractmethod
+    def build(self, context: Context) -> Method: ...
+
+    @classmethod
+    def default_settings(cls) -> Settings:
+        return replace(Settings(), **cls.settings)
+
+
+def denoising_method(
+    context: Context, formulation: Formulation, weight: Weight, cond_dropout: float, network: str, sampler: str = "ddim"
+) -> Method:
+    """Plain diffusion: denoise, and judge x0_hat by its weighted squared error."""
+    if not 0 <= cond_dropout < 1:
+        raise ValueError(f"--cond-dropout must lie in [0, 1), got {cond_dropout}")
+    denoiser = Denoiser(context.chosen_network(network), formulation)
+    product = Sampled(denoiser, (context.channels, context.size, context.size), sampler, context.vae, context.class_names)
+    estimate = Denoise(denoiser, cond_dropout if context.num_classes else 0.0)
+    return Method(denoiser, estimate, [Term("denoising", Denoising(), weight=weight)], product)

@@ -1,0 +1,113 @@
+"""All that changes while a run trains, and its way into a checkpoint and back.
+
+Random numbers are not part of it: they follow from the seed and the step (percepta/rng.py).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from percepta.training.checkpoint import Checkpoint
+from percepta.training.ema import POWER, AbstractDecay, Classic, Ema, HalfLife
+from percepta.training.method import Method
+from percepta.training.optim import Schedule, load_optimizer_tensors, make_optimizer, optimizer_tensors
+from percepta.training.settings import Settings
+
+
+@dataclass
+class Player:
+    """Who moves: a module, its trainable parameters, its optimizer, and for fp16 its loss scale."""
+
+    name: str
+    module: nn.Module
+    params: list[Tensor]
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler | None  # pyright: ignore[reportPrivateImportUsage]
+
+
+@dataclass
+class State:
+    """`step` counts optimizer steps taken, `window` sums what is logged since the last line of metrics.jsonl."""
+
+    players: dict[str, Player]
+    ema: Ema | None
+    schedule: Schedule
+    step: int = 0
+    images: int = 0
+    bad_in_a_row: int = 0
+    bad_total: int = 0
+    retries: int = 0
+    window: dict[str, float] = field(default_factory=dict)
+    window_steps: int = 0
+
+    @property
+    def stream(self) -> str:
+        """Where random numbers come from: after a rollback from a source of their own, or the same step would fail again."""
+        return f"train-{self.retries}" if self.retries else "train"
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        out = {f"weights-{name}": dict(p.module.state_dict()) for name, p in self.players.items()}
+        out |= {f"optimizer-{name}": optimizer_tensors(p.optimizer) for name, p in self.players.items()}
+        return out | (self.ema.tensors() if self.ema else {})
+
+    def numbers(self) -> dict[str, Any]:
+        return {
+            "step": self.step, "images": self.images, "bad_in_a_row": self.bad_in_a_row, "bad_total": self.bad_total,
+            "retries": self.retries, "window": self.window, "window_steps": self.window_steps,
+            "scalers": {name: p.scaler.state_dict() for name, p in self.players.items() if p.scaler is not None},
+            "ema": self.ema.state() if self.ema else None,
+        }  # fmt: skip
+
+    def load(self, checkpoint: Checkpoint) -> None:
+        """Become what was saved; a checkpoint of another method, network or kind of average is refused."""
+        names = {f"weights-{name}" for name in self.players}
+        found = {stem for stem in checkpoint.tensors if stem.startswith("weights-")}
+        if names != found:
+            raise ValueError(
+                f"{checkpoint.path} holds {sorted(found)}, this method trains {sorted(names)}: resume with the recipe of the run"
+            )
+        for name, player in self.players.items():
+            load_weights(player.module, checkpoint.tensors[f"weights-{name}"], f"{checkpoint.path}/weights-{name}.safetensors")
+            load_optimizer_tensors(player.optimizer, checkpoint.tensors[f"optimizer-{name}"])
+            if player.scaler is not None:
+                player.scaler.load_state_dict(checkpoint.state["scalers"][name])
+        if (self.ema is None) != (checkpoint.state["ema"] is None):
+            raise ValueError(
+                f"{checkpoint.path} was trained {'without' if self.ema else 'with'} averaged weights: resume with the same --ema"
+            )
+        if self.ema is not None:
+            self.ema.load(checkpoint.tensors, checkpoint.state["ema"])
+        for name in ("step", "images", "bad_in_a_row", "bad_total", "retries", "window_steps"):
+            setattr(self, name, int(checkpoint.state[name]))
+        self.window = dict(checkpoint.state["window"])
+
+
+def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
+    """Every name and shape must fit."""
+    own = module.state_dict()
+    if odd := sorted(own.keys() ^ tensors.keys()) or [k for k in own if own[k].shape != tensors[k].shape]:
+        raise ValueError(f"{where} does not fit this network: {odd[:3]} are missing, unknown or of another shape")
+    module.load_state_dict(dict(tensors))
+
+
+def decays(settings: Settings) -> AbstractDecay | Mapping[str, AbstractDecay]:
+    if settings.ema == "power":
+        return POWER
+    return Classic(settings.ema_decay) if settings.ema == "classic" else HalfLife(settings.ema_halflife)
+
+
+def make_state(method: Method, settings: Settings, device: torch.device) -> State:
+    """Optimizers and averages for a method that is on its device."""
+    players = {}
+    for name, module in method.players.items():
+        optimizer = make_optimizer(module, settings.optimizer, settings.lr, settings.betas, settings.weight_decay)
+        params = [p for group in optimizer.param_groups for p in group["params"]]
+        scaler = torch.amp.GradScaler(device.type) if settings.mixed_precision == "fp16" else None  # pyright: ignore[reportPrivateImportUsage]
+        players[name] = Player(name, module, params, optimizer, scaler)
+    schedule = Schedule(settings.lr, settings.lr_schedule, settings.warmup, settings.steps)
+    # a non-finite loss or gradient never reaches the weights (loop.py), so the averages need no guard of their own
+    ema = None if settings.ema == "none" else Ema(method.model, decays(settings), guard=False)
+    return State(players, ema, schedule)

@@ -1,0 +1,333 @@
+"""Exports load where Percepta is not installed, and give the images that the denoiser itself gives."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, DiTTransformer2DModel, SD3Transformer2DModel, UNet2DModel
+
+from percepta.formulation import EDM, FLOW, Denoiser, Formulation, noise_of
+from percepta.interop import SamplerDefaults, export_pipeline, load_pipeline
+from percepta.networks import adapt
+from percepta.networks.ddpmpp import DDPMPP
+from percepta.path import BetaTable, Cosine, LinearBeta
+
+STEPS, SIZE, BATCH, SEED = 5, 8, 3, 7
+
+CHILD = """
+import json, sys, warnings
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "percepta":
+            raise ImportError("percepta is not installed here")
+sys.meta_path.insert(0, Block())
+try:
+    import percepta
+except ImportError:
+    pass
+else:
+    sys.exit("percepta could be imported")
+import torch
+from diffusers import DiffusionPipeline
+from safetensors.torch import save_file
+torch.set_num_threads(1)
+images = {}
+for job in json.load(open(sys.argv[1])):
+    pipe = DiffusionPipeline.from_pretrained(job["folder"], local_files_only=True, **job["load"])
+    pipe.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(job["seed"])
+    out = pipe(generator=generator, output_type="pt" if job["pt"] else "np", num_inference_steps=job["steps"], **job["call"]).images
+    images[job["name"]] = out if job["pt"] else torch.from_numpy(out).permute(0, 3, 1, 2).contiguous()
+    assert not any(name.split(".")[0] == "percepta" for name in sys.modules)
+save_file({k: v.float().contiguous() for k, v in images.items()}, sys.argv[2])
+"""
+
+
+def shake(model, scale=0.15):
+    """Weights that are not zero anywhere."""
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn(p.shape, generator=generator) * scale / max(p[0].numel() if p.ndim > 1 else 10, 1) ** 0.5)
+    return model.eval()
+
+
+def unet(channels=3, out=None, **options):
+    return shake(UNet2DModel(sample_size=SIZE, in_channels=channels, out_channels=out or channels, block_out_channels=(16, 16), layers_per_block=1,
+                             down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"), norm_num_groups=8,
+                             attention_head_dim=8, **options))  # fmt: skip
+
+
+def dit(classes, out=8):
+    return shake(DiTTransformer2DModel(num_attention_heads=2, attention_head_dim=8, in_channels=4, out_channels=out, num_layers=2, sample_size=SIZE,
+                                       patch_size=2, num_embeds_ada_norm=classes))  # fmt: skip
+
+
+def mmdit(classes):
+    return shake(SD3Transformer2DModel(sample_size=SIZE, patch_size=2, in_channels=4, out_channels=4, num_layers=2, attention_head_dim=8,
+                                       num_attention_heads=2, joint_attention_dim=classes + 1, caption_projection_dim=16,
+                                       pooled_projection_dim=classes + 1, pos_embed_max_size=SIZE))  # fmt: skip
+
+
+def vae(**options):
+    return shake(AutoencoderKL(block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+                               layers_per_block=1, latent_channels=4, norm_num_groups=4, sample_size=16, **options))  # fmt: skip
+
+
+# --- what the exports are compared with: the denoiser and the textbook's formulas ---------------------------------------------------
+
+
+def guided(denoiser, x, t, labels, scale):
+    times = torch.full((len(x),), t, dtype=torch.float64)
+    if labels is None or scale == 1:
+        return denoiser(x, times, labels)
+    null = denoiser.network.null_condition(len(x))
+    without = denoiser(x, times, null)
+    return without + scale * (denoiser(x, times, labels) - without)
+
+
+def ddim(denoiser, x, labels, scale, generator, clip=None):
+    path = denoiser.path
+    ks = [i * (path.num_steps // STEPS) for i in reversed(range(STEPS))]
+    for k, after in zip(ks, [*ks[1:], -1], strict=True):
+        t, s = path.time_of([k]), path.time_of([after])
+        x0 = guided(denoiser, x, float(t), labels, scale)
+        eps = noise_of(x0, x, t, path)
+        x0 = x0 if clip is None else x0.clamp(-clip, clip)
+        x = path.alpha(s).float() * x0 + path.sigma(s).float() * eps
+    return x
+
+
+def ddpm(denoiser, x, labels, scale, generator, clip=None):
+    path = denoiser.path
+    ks = [i * (path.num_steps // STEPS) for i in reversed(range(STEPS))]
+    for k, after in zip(ks, [*ks[1:], -1], strict=True):
+        t, abar, prev = path.time_of([k]), path.abar[k + 1], path.abar[after + 1]
+        x0 = guided(denoiser, x, float(t), labels, scale)
+        x0 = x0 if clip is None else x0.clamp(-clip, clip)
+        beta = 1 - abar / prev
+        mean = prev.sqrt() * beta / (1 - abar) * x0 + (abar / prev).sqrt() * (1 - prev) / (1 - abar) * x
+        x = mean.float()
+        if k > 0:
+            x = x + ((1 - prev) / (1 - abar) * beta).sqrt().float() * torch.randn(x.shape, generator=generator)
+    return x
+
+
+def euler(denoiser, x, labels, scale, times):
+    for t, s in zip(times[:-1], times[1:], strict=True):
+        x0 = guided(denoiser, x, t, labels, scale)
+        x = x0 + s / t * (x - x0) if denoiser.formulation.output == "edm" else x + (s - t) * (x - x0) / t
+    return x
+
+
+def karras():
+    ramp = torch.linspace(0, 1, STEPS, dtype=torch.float64)
+    sigmas = (80 ** (1 / 7) + ramp * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
+    return [*sigmas.tolist(), 0.0]
+
+
+def expected(kind, denoiser, channels, labels=None, scale=1.0, autoencoder=None, clip=None):
+    generator = torch.Generator().manual_seed(SEED)
+    x = torch.randn(BATCH, channels, SIZE, SIZE, generator=generator)
+    with torch.no_grad():
+        if kind == "ddim":
+            x = ddim(denoiser, x, labels, scale, generator, clip)
+        elif kind == "ddpm":
+            x = ddpm(denoiser, x, labels, scale, generator, clip)
+        elif kind == "edm":
+            x = euler(denoiser, x * (80.0**2 + 1) ** 0.5, labels, scale, karras())
+        elif kind == "flow":
+            x = euler(denoiser, x, labels, scale, [1 - i / STEPS for i in range(STEPS)] + [0.0])
+        else:
+            assert kind == "flow-diffusers"
+            x = euler(denoiser, x, labels, scale, [*torch.linspace(1, 0.001, STEPS, dtype=torch.float64).tolist(), 0.0])
+        if autoencoder is not None:
+            x = autoencoder.decode(x / autoencoder.config.scaling_factor + (autoencoder.config.shift_factor or 0.0)).sample
+    return (x / 2 + 0.5).clamp(0, 1)
+
+
+TRUST = {"trust_remote_code": True}
+BESIDE = {"custom_pipeline": "percepta_pipeline", "trust_remote_code": True}
+LABELS = [0, 2, 1]
+COSINE, LINEAR = Formulation(Cosine(), "velocity"), Formulation(LinearBeta())
+TABLE = Formulation(BetaTable(tuple(torch.linspace(1e-3, 0.2, 100, dtype=torch.float64).tolist())), "clean")
+
+
+def cases():
+    """name: (denoiser, export options, pipeline, load options, call options, reference)."""
+    ae, shifted = vae(scaling_factor=0.4), vae(scaling_factor=0.4, shift_factor=0.3)
+    plain, classes, many, ten = unet(), unet(num_class_embeds=4), dit(1000), dit(3)
+    learned, half = unet(out=6), adapt(unet(), time_factor=0.25)
+    by_class = Denoiser(adapt(classes, num_classes=3), LINEAR)
+    batch, labels = {"batch_size": BATCH}, {"class_labels": LABELS}
+    shown, cond = {**batch, **labels}, torch.tensor(LABELS)
+
+    def on(model, formulation, **options):
+        return Denoiser(adapt(model, **options), formulation)
+
+    ddpm_clip = SamplerDefaults("ddpm", STEPS, clip=1.0)
+    return {
+        "eps": (on(plain, LINEAR), {}, "DDIMPipeline", {}, batch, ("ddim", {})),
+        "clip": (on(plain, LINEAR), {"sampler": SamplerDefaults(clip=0.7)}, "DDIMPipeline", {}, batch, ("ddim", {"clip": 0.7})),
+        "x0-table": (on(plain, TABLE), {}, "DDIMPipeline", {}, batch, ("ddim", {})),
+        "v-cosine": (on(plain, COSINE), {}, "DDIMPipeline", {}, batch, ("ddim", {})),
+        "ddpm": (on(plain, LINEAR), {"sampler": ddpm_clip}, "DDPMPipeline", {}, batch, ("ddpm", {"clip": 1.0})),
+        "scaled": (on(plain, Formulation(LinearBeta(500, 0.001, 0.03, True))), {}, "DDIMPipeline", {}, batch, ("ddim", {})),
+        "classes": (by_class, {"class_names": "abc"}, "ConsistencyModelPipeline", {}, shown, ("ddim", {"labels": cond})),
+        "classes-guided": (by_class, {}, "ConsistencyModelPipeline", BESIDE, labels | {"guidance_scale": 2.0}, ("ddim", {"labels": cond, "scale": 2.0})),
+        "flow": (on(plain, FLOW), {}, "DDPMPipeline", {}, batch, ("flow-diffusers", {})),
+        "flow-even": (on(plain, FLOW), {}, "DDPMPipeline", BESIDE, batch, ("flow", {})),
+        "flow-classes": (on(classes, FLOW, num_classes=3), {}, "PerceptaPipeline", TRUST, labels | {"guidance_scale": 1.5}, ("flow", {"labels": cond, "scale": 1.5})),
+        "edm": (on(plain, EDM), {}, "ConsistencyModelPipeline", {}, batch, ("edm", {})),
+        "edm-classes": (on(classes, EDM, num_classes=3), {}, "ConsistencyModelPipeline", {}, shown, ("edm", {"labels": cond})),
+        "ddpmpp": (on(shake(DDPMPP(SIZE, model_channels=16, channel_mult=(1, 1), num_blocks=1, attention_sizes=(4,), num_classes=3)), EDM), {},
+                   "PerceptaPipeline", TRUST, labels | {"guidance_scale": 2.0}, ("edm", {"labels": cond, "scale": 2.0})),
+        "learned": (on(learned, LINEAR), {}, "PerceptaPipeline", TRUST, batch, ("ddim", {})),
+        "time-factor": (Denoiser(half, Formulation(LinearBeta(4000))), {}, "PerceptaPipeline", TRUST, batch, ("ddim", {})),
+        "dit": (on(many, LINEAR), {"vae": ae, "class_names": [f"c{i}" for i in range(1000)]}, "DiTPipeline", {}, labels | {"guidance_scale": 2.0},
+                ("ddim", {"labels": cond, "scale": 2.0, "autoencoder": ae})),
+        "dit-few": (on(ten, COSINE), {"vae": ae}, "PerceptaPipeline", TRUST, labels | {"guidance_scale": 3.0},
+                    ("ddim", {"labels": cond, "scale": 3.0, "autoencoder": ae})),
+        "ldm": (on(unet(4), LINEAR), {"vae": ae}, "LDMPipeline", {}, batch, ("ddim", {"autoencoder": ae})),
+        "ldm-shift": (on(unet(4), LINEAR), {"vae": shifted}, "PerceptaPipeline", TRUST, batch, ("ddim", {"autoencoder": shifted})),
+        "latent-flow": (on(unet(4), FLOW), {"vae": ae}, "PerceptaPipeline", TRUST, batch, ("flow", {"autoencoder": ae})),
+        "mmdit": (on(mmdit(3), FLOW, num_classes=3), {"vae": shifted}, "PerceptaPipeline", TRUST, labels | {"guidance_scale": 2.0},
+                  ("flow", {"labels": cond, "scale": 2.0, "autoencoder": shifted})),
+    }  # fmt: skip
+
+
+CASES = cases()
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """Every case exported, and sampled in one process that cannot import percepta."""
+    root = tmp_path_factory.mktemp("exports")
+    jobs = []
+    for name, (denoiser, options, _, load, call, _) in CASES.items():
+        export_pipeline(root / name, denoiser, **options)
+        pt = name != "ldm"  # LDMPipeline knows no "pt"
+        jobs.append({"name": name, "folder": str(root / name), "load": load, "call": call, "seed": SEED, "steps": STEPS, "pt": pt})
+    (root / "jobs.json").write_text(json.dumps(jobs))
+    (root / "child.py").write_text(CHILD)
+    environment = {**os.environ, "HF_HOME": str(root / "hf"), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "child.py", "jobs.json", "images.safetensors"], cwd=root, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    from safetensors.torch import load_file
+
+    return root, load_file(root / "images.safetensors"), done.stderr
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_same_images_without_percepta(exported, name):
+    root, images, _ = exported
+    denoiser, _, pipeline, _, _, (kind, options) = CASES[name]
+    index = json.loads((root / name / "model_index.json").read_text())["_class_name"]
+    assert (index[-1] if isinstance(index, list) else index) == pipeline
+    wanted = expected(kind, denoiser, denoiser.network.in_channels, **options)
+    assert wanted.std() > 0.02
+    torch.testing.assert_close(images[name], wanted, atol=3e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_reimport_is_the_same_denoiser(exported, name):
+    root, _, _ = exported
+    denoiser, options, *_ = CASES[name]
+    loaded = load_pipeline(root / name)
+    assert loaded.denoiser.formulation == denoiser.formulation
+    assert loaded.denoiser.network.num_classes == denoiser.network.num_classes
+    assert loaded.class_names == (tuple(options["class_names"]) if "class_names" in options else None)
+    assert (loaded.vae is None) == ("vae" not in options)
+    x, t = torch.randn(2, denoiser.network.in_channels, SIZE, SIZE), torch.tensor([0.3, 0.9], dtype=torch.float64)
+    cond = None if denoiser.network.num_classes is None else torch.tensor([0, 2])
+    with torch.no_grad():
+        first, second = denoiser.full(x, t, cond), loaded.denoiser.full(x, t, cond)
+    assert torch.equal(first[0], second[0])
+    assert all(torch.equal(first[1][k], second[1][k]) for k in first[1])
+
+
+def test_the_scheduler_alone_says_the_same(exported):
+    """Without percepta.json the formulation comes from the scheduler, to the last digit of its table."""
+    root, _, _ = exported
+    t = torch.linspace(0.1, 1, 7, dtype=torch.float64)
+    for name in ("eps", "x0-table", "v-cosine", "scaled", "flow", "edm"):
+        (root / name / "percepta.json").rename(root / name / "kept")
+        try:
+            found, wanted = load_pipeline(root / name).denoiser.formulation, CASES[name][0].formulation
+        finally:
+            (root / name / "kept").rename(root / name / "percepta.json")
+        assert found.output == wanted.output
+        assert all(torch.equal(a, b) for a, b in zip(found.coefficients(t), wanted.coefficients(t), strict=True)), name
+
+
+def test_nothing_is_left_behind_and_cards_are_whole(exported):
+    root, _, errors = exported
+    assert not [p for p in root.iterdir() if p.name.startswith(".")]
+    assert "Keyword arguments" not in errors
+    for name in CASES:
+        card = (root / name / "README.md").read_text()
+        assert "None" not in card
+        assert f'DiffusionPipeline.from_pretrained("{name}"' in card
+        assert str(root) not in card
+
+
+def test_the_scheduler_must_agree_with_the_record(tmp_path):
+    out = export_pipeline(tmp_path / "out", CASES["eps"][0])
+    file = out / "scheduler" / "scheduler_config.json"
+    file.write_text(file.read_text().replace('"epsilon"', '"v_prediction"'))
+    with pytest.raises(ValueError, match="disagree"):
+        load_pipeline(out)
+
+
+def test_a_second_export_replaces_the_first_and_nothing_else(tmp_path):
+    out = export_pipeline(tmp_path / "out", CASES["flow"][0])
+    export_pipeline(out, CASES["eps"][0])
+    assert load_pipeline(out).denoiser.formulation == LINEAR
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("years of work")
+    with pytest.raises(ValueError, match="no earlier export"):
+        export_pipeline(mine, CASES["eps"][0])
+    assert (mine / "thesis.txt").exists()
+
+
+def test_a_failing_export_leaves_the_old_one(tmp_path, monkeypatch):
+    out = export_pipeline(tmp_path / "out", CASES["eps"][0])
+    before = sorted(str(p) for p in out.rglob("*"))
+    monkeypatch.setattr(UNet2DModel, "save_pretrained", lambda *a, **k: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        export_pipeline(out, CASES["flow"][0])
+    assert sorted(str(p) for p in out.rglob("*")) == before
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sampler": SamplerDefaults("heun")}, "no scheduler for the solver 'heun'"),
+        ({"sampler": SamplerDefaults(spacing="quadratic")}, "know no spacing 'quadratic'"),
+        ({"sampler": SamplerDefaults("dpmpp_2m", clip=1.0)}, "clipping"),
+        ({"class_names": ["a"]}, "1 class names for a network of None classes"),
+        ({"card": {"licence": "MIT"}}, "no field licence"),
+    ],
+)
+def test_wrong_wishes_are_refused(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        export_pipeline(tmp_path / "out", CASES["eps"][0], **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_own_code_is_plain(tmp_path):
+    from percepta.interop.travelling import travelling_source
+
+    for text in (travelling_source(DDPMPP), Path(sys.modules["percepta.interop.export"].__file__).with_name("percepta_pipeline.py").read_text()):
+        assert "jaxtyping" not in text
+        assert "import percepta" not in text
+        assert "from percepta" not in text
+    with pytest.raises(ValueError, match="cannot travel"):
+        travelling_source(Denoiser)
