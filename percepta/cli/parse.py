@@ -77,13 +77,17 @@ def flags_of(command: type) -> Iterable[str]:
 def _plain(boxed: str) -> str:
     """tyro's framed message as one line."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", boxed)
-    words = [re.sub(r"[╭╮╰╯│─┌┐└┘├┤━]+", " ", line).strip() for line in text.splitlines()]
+    words = [re.sub(r"[╭╮╰╯│─┌┐└┘├┤━]+|-{3,}", " ", line).strip() for line in text.splitlines()]
     kept = [
         w
         for w in words
         if w and not w.lower().startswith(("for full helptext", "parsing error", "required options", "value error"))
     ]
-    return " ".join(" ".join(kept).split()) or "the arguments do not fit"
+    line = " ".join(" ".join(kept).split())
+    missing = re.search(r"^Missing from [^:]*: (\S+) ", line)
+    if missing:
+        return f"{missing.group(1)} is missing"
+    return re.sub(r" Argument helptext:.*$", "", line).removeprefix("Error parsing ") or "the arguments do not fit"
 
 
 def to_stdout(text: str) -> None:

@@ -1,7 +1,6 @@
 """percepta train NAME: train or finetune by a recipe."""
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,6 +8,7 @@ from typing import Annotated, Any
 import tyro
 
 from percepta.cli.parse import Usage, nearest, parse, to_stdout
+from percepta.training.config import read_config
 from percepta.training.recipe import Recipe
 from percepta.training.settings import Settings
 
@@ -36,8 +36,8 @@ def read(kind: type[Recipe], flags: Sequence[str]) -> tuple[Recipe, Settings]:
     knobs, settings = kind(), kind.default_settings()
     config = _take(flags, "--config")
     if config is not None:
-        knobs, settings = from_config(kind, Path(config))
-    command = dataclasses.make_dataclass(
+        knobs, settings = read_config(Path(config), {kind.name: kind})
+    command: Any = dataclasses.make_dataclass(
         "Train", [("recipe", Annotated[kind, tyro.conf.arg(name="")]), ("settings", Settings)], frozen=True
     )
     description = f"{kind.__doc__}\n\nExample: {kind.example}\n\nOf all runs: --config FILE repeats a run from its config.json; flags given beside it win."
@@ -56,35 +56,6 @@ def _take(flags: list[str], name: str) -> str | None:
             flags.pop(index)
             return flags.pop(index)
     return None
-
-
-def from_config(kind: type[Recipe], path: Path) -> tuple[Recipe, Settings]:
-    """What a run's config.json asks for; keys that no flag has are errors."""
-    if path.is_dir():
-        path = path / "config.json"
-    try:
-        config = json.loads(path.read_text())
-        asked = config["recipe"], dict(config["knobs"]), dict(config["settings"])
-    except FileNotFoundError:
-        raise Usage(f"percepta train: there is no file {path}") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise Usage(f"percepta train: {path} is not a run's config.json: {error!r}") from None
-    if asked[0] != kind.name:
-        raise Usage(f"percepta train: {path} is of the recipe {asked[0]!r}; use percepta train {asked[0]} --config {path}")
-    return _filled(kind, asked[1], path), _filled(Settings, asked[2], path)
-
-
-def _filled(kind: type, values: dict[str, Any], path: Path) -> Any:
-    known = {field.name: field for field in dataclasses.fields(kind)}
-    for key in values:
-        if key not in known:
-            raise Usage(f"percepta train: {path} has the unknown entry {key!r}{nearest(key, known)}")
-    for key, value in values.items():
-        if isinstance(value, list):
-            values[key] = tuple(value)
-        elif value is not None and "Path" in str(known[key].type):
-            values[key] = Path(value)
-    return kind(**values)
 
 
 def start(recipe: Recipe, settings: Settings) -> int:

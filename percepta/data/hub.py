@@ -69,21 +69,26 @@ class HuggingFace(Source):
     def _open(self) -> Any:
         datasets = _datasets()
         if self.cached:
-            try:
-                return datasets.load_dataset(
-                    self.place, split=self.split, download_config=datasets.DownloadConfig(local_files_only=True)
-                )
-            except (OSError, ValueError, LookupError) as error:
-                raise ValueError(
-                    f"hf:{self.place}: is not in the local cache with the split {self.split} ({type(error).__name__}: {error}); "
-                    "load it once with datasets.load_dataset, or save it with save_to_disk and name the folder"
-                ) from error
+            return self._open_cached(datasets)
         found = datasets.load_from_disk(self.place)
         if isinstance(found, datasets.DatasetDict):
             if "train" not in found:
                 raise ValueError(f"{self.place}: has the splits {', '.join(found)} but no train; name one of these folders")
             return found["train"]
         return found
+
+    def _open_cached(self, datasets: Any) -> Any:
+        """From the cache, with the library offline: it would ask the hub even for what it has."""
+        before, datasets.config.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE, True
+        try:
+            return datasets.load_dataset(self.place, split=self.split)
+        except (OSError, ValueError, LookupError) as error:
+            raise ValueError(
+                f"hf:{self.place}: is not in the local cache with the split {self.split} ({type(error).__name__}: {error}); "
+                "load it once with datasets.load_dataset, or save it with save_to_disk and name the folder"
+            ) from error
+        finally:
+            datasets.config.HF_HUB_OFFLINE = before
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -1,8 +1,8 @@
 """One image file to one uint8 RGB array, or BadImage with the file's name and the reason.
 
-Pillow decodes everything: torchvision's PNG decoder dies with the process on one corrupt byte and both it and OpenCV accept bombs.
-The size is read from the header before a pixel is decoded, PNG checksums are verified (Pillow skips those of the pixel data), and every
-conversion is named, so that callers can count it: nothing changes silently. ICC profiles are not applied.
+Pillow decodes everything: torchvision's PNG decoder dies with the process on one corrupt byte and both it and OpenCV accept
+bombs. The size is read from the header before a pixel is decoded, PNG checksums are verified (Pillow skips those of the pixel
+data), and every conversion is named, so that callers can count it: nothing changes silently. ICC profiles are not applied.
 """
 
 import io
@@ -18,6 +18,7 @@ from PIL import Image, ImageOps
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
+_MARKS = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF", b"BM", b"II*\0", b"MM\0*", b"GIF8")  # how files of these formats begin
 BACKGROUNDS = {"white": (255, 255, 255), "black": (0, 0, 0)}
 
 CONVERSIONS = {  # what a reader may do to reach 8-bit RGB; every report uses these names
@@ -90,6 +91,8 @@ def read_image(data: Path | str | bytes, name: str | None = None, reading: Readi
     except Image.DecompressionBombError as error:
         raise BadImage(name, "oversized", f"claims more pixels than Pillow allows: {error}") from error
     except Exception as error:  # Pillow's plugins raise anything on bad bytes: OSError, SyntaxError, struct.error, ...
+        if data.startswith(_MARKS):
+            raise BadImage(name, "corrupt", f"is truncated or corrupt: {_brief(error)}") from error
         raise BadImage(name, "not-an-image", f"is not an image that can be read ({', '.join(FORMATS)}): {_brief(error)}") from error
     width, height = file.size
     if width * height > reading.max_pixels:

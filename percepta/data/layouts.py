@@ -66,7 +66,7 @@ def _images_below(root: Path, name: str) -> list[str]:
 
 
 def _from_metadata(root: Path, reading: Reading | None) -> Files:
-    """A line per image: {"file_name": ..., "label": number or name, "text": ...}; label and text are optional, but for all or none."""
+    """A line per image: {"file_name": ..., "label": number or name, "text": ...}. Labels: all or none; texts are optional."""
     names, labels, texts = [], [], []
     for number, line in enumerate((root / "metadata.jsonl").read_text(encoding="utf-8").splitlines(), 1):
         if not line.strip():
@@ -111,7 +111,8 @@ def _classes(labels: list, where: str) -> tuple[list[int] | None, tuple[str, ...
 
 
 class Npz(Source):
-    """`arr_0` or `images`: uint8 [n, h, w, 3] (or [n, h, w]: grey); `arr_1` or `labels`: whole numbers [n]. As ADM's samples are stored.
+    """`arr_0` or `images`: uint8 [n, h, w, 3] (or [n, h, w]: grey); `arr_1` or `labels`: whole numbers [n]. As ADM's samples
+    are stored.
 
     The file is read whole at first use, in each process that reads it; pickles hold its path alone.
     """

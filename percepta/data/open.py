@@ -49,7 +49,7 @@ def open_source(spec: str | Path, size: int | None = None, reading: Reading | No
 
 
 def open_pairs(spec: str | Path, other: str | Path | None = None, size: int | None = None, reading: Reading | None = None) -> Pairs:
-    """Two unpaired domains: a folder with A/ and B/ (or trainA/ and trainB/), two sources of any kind, or `shapes` (outline to filled)."""
+    """Two unpaired domains: a folder with A/ and B/ (or trainA/ and trainB/), two sources, or `shapes` (outline to filled)."""
     if other is not None:
         return Pairs(open_source(spec, size, reading), open_source(other, size, reading))
     text = str(spec)
@@ -89,7 +89,7 @@ def _shapes(text: str, size: int | None) -> Shapes:
                 f"{text}: unknown option {key!r}" + (f"; did you mean {near[0]}?" if near else "") + f" Known: {', '.join(kinds)}"
             )
         try:
-            options[key] = kinds[key](value.replace("_", "") if kinds[key] is int else value)
+            options[key] = int(value) if kinds[key] is int else value
         except ValueError as error:
             raise ValueError(f"{text}: {key} must be a whole number, got {value!r}") from error
     return Shapes(**options)  # pyright: ignore[reportArgumentType]

@@ -1,8 +1,8 @@
 """Which sample stands at which place: pure functions of (seed, place), so that order survives resume, ranks and workers.
 
-The training stream is endless. The `ordinal` of a sample is its place in it; epoch = ordinal // n, and each epoch is a permutation keyed
-by (seed, epoch). The numbers come from a counter-based hash (splitmix64, Steele et al. 2014), a few nanoseconds each in numpy and the
-same on every platform and version, which no library generator promises for its permutations.
+The training stream is endless. The `ordinal` of a sample is its place in it; epoch = ordinal // n, and each epoch is a
+permutation keyed by (seed, epoch). The numbers come from a counter-based hash (splitmix64, Steele et al. 2014), a few
+nanoseconds each in numpy and the same on every platform and version, which no library generator promises for its permutations.
 """
 
 from collections.abc import Sequence
@@ -52,7 +52,7 @@ def indices_of(ordinals: Sequence[int] | np.ndarray, n: int, seed: int, name: st
 
 
 def share(first: int, count: int, rank: int, world: int) -> range:
-    """The contiguous part of places first .. first+count-1 that is this rank's; the first ranks take the odd ones (np.array_split)."""
+    """This rank's contiguous part of places first .. first+count-1; the first ranks take the odd ones (np.array_split)."""
     each, extra = divmod(count, world)
     start = first + rank * each + min(rank, extra)
     return range(start, start + each + (rank < extra))

@@ -106,8 +106,8 @@ class Feed:
 class Store:
     """A set kept in memory as uint8 [n, 3, S, S] after the fixed stage, each image decoded once, when it is first asked for.
 
-    Threads decode (Pillow lets go of the interpreter lock); `request` starts on rows that a later `rows` will want. Only the caller's
-    thread touches the store's state. On a GPU (`device`) gathering, flipping and normalising happen there.
+    Threads decode (Pillow lets go of the interpreter lock); `request` starts on rows that a later `rows` will want. Only the
+    caller's thread touches the store's state. On a GPU (`device`) gathering, flipping and normalising happen there.
     """
 
     def __init__(self, feed: Feed, device: torch.device, threads: int = 2) -> None:

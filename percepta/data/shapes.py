@@ -1,12 +1,12 @@
 """Built-in data: coloured shapes, drawn by arithmetic, deterministic by index, at any size.
 
-A scene has a shape, a colour, a texture, a place, a size, a turn and a background; all but the last four nuisances are named. Its label is
-shape and colour together by default (64 classes, "red disc"): with both given, a small model soon draws what a person recognises, and a
-wrong colour or shape is seen at once. Scenes are numbered without end; a source shows `length` of them.
+A scene has a shape, a colour, a texture, a place, a size, a turn and a background. Its label is shape and colour together by
+default (64 classes, "red disc"): with both given, a small model soon draws what a person recognises, and a wrong colour or
+shape is seen at once. Scenes are numbered without end; a source shows `length` of them.
 
-Two domains exist for unpaired translation: `filled` (texture, background) and `outline` (a stroke of the same colour on paper). They draw
-scenes from disjoint ranges, so no scene is ever seen in both; `hidden_pair` draws a scene of one as the other would show it: the
-truth that training must not use and evaluation may.
+Two domains exist for unpaired translation: `filled` (texture, background) and `outline` (a stroke of the same colour on paper).
+They draw scenes from disjoint ranges, so no scene is ever seen in both; `hidden_pair` draws a scene of one as the other would
+show it: the truth that training must not use and evaluation may.
 """
 
 from collections.abc import Iterator, Sequence

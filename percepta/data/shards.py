@@ -1,9 +1,9 @@
 """WebDataset shards: tar files of images, read in place at any index.
 
-The headers are walked once and the images' offsets kept, so that a shard gives random access (and so exact resume and order) without being
-extracted and without the webdataset package. Nothing is ever written, so a member's name can do no harm; links, devices and sparse
-members are refused, and so are compressed tars, which have no random access. Files of one sample share their name up to the first dot:
-`0001.jpg`, `0001.cls` (a whole number), or `0001.json` with a "label".
+The headers are walked once and the images' offsets kept, so that a shard gives random access (and so exact resume and order)
+without being extracted and without the webdataset package. Nothing is ever written, so a member's name can do no harm; links,
+devices and sparse members are refused, and so are compressed tars, which have no random access. Files of one sample share their
+name up to the first dot: `0001.jpg`, `0001.cls` (a whole number), or `0001.json` with a "label".
 """
 
 import json

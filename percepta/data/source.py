@@ -8,6 +8,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -60,8 +61,10 @@ class Source(ABC):
                 out.append(error)
         return out
 
+    @cached_property
     def fingerprint(self) -> str:
-        """A hash of the set: the same files with the same labels give the same one, wherever they lie and whenever they were written.
+        """A hash of the set: the same files with the same labels give the same one, wherever they lie and whenever they were
+        written.
 
         It is the sha256 of the sorted lines (name, size, content hash, label) and the class names. The content hash of a file above
         128 KiB reads its first and last 64 KiB only: a damaged middle is the business of `percepta doctor --data`.
@@ -117,8 +120,9 @@ class Pairs:
     def __len__(self) -> int:
         return max(len(self.a), len(self.b))
 
+    @cached_property
     def fingerprint(self) -> str:
-        return hash_of(self.a.fingerprint(), self.b.fingerprint())
+        return hash_of(self.a.fingerprint, self.b.fingerprint)
 
 
 def hash_of(*parts: object) -> str:

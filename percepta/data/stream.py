@@ -1,17 +1,17 @@
 """Stream: the endless training stream of a source, cut into steps and shared among ranks.
 
-Global step s holds the places (ordinals) s*batch .. (s+1)*batch - 1, and each rank a contiguous part of them. What stands at a place
-is a function of (seed, ordinal): a run may stop anywhere, start at any step, and change workers or world size between, and reads the same
-images with the same crops and flips, to the bit.
+Global step s holds the places (ordinals) s*batch .. (s+1)*batch - 1, and each rank a contiguous part of them. What stands at a
+place is a function of (seed, ordinal): a run may stop anywhere, start at any step, and change workers or world size between,
+and reads the same images with the same crops and flips, to the bit.
 
-Three ways to the same bits: small sets are kept in memory after one decode (a gather per batch); larger ones come from spawned worker
-processes; with `workers=0` they are read where they are asked for.
+Three ways to the same bits: small sets are kept in memory after one decode (a gather per batch); larger ones come from spawned
+worker processes; with `workers=0` they are read where they are asked for.
 """
 
 import os
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -31,8 +31,9 @@ Step = tuple[tuple[int, ...], Batch]
 class Stream:
     """`batch` is global. A source with labels gives int64 `cond`; Pairs give B as `x0` and A as `source`.
 
-    `memory_limit_bytes` bounds the in-memory set (0: never keep one), `workers` are used for what does not fit. `on_bad`: error or skip.
-    `device`: keep the set there, and yield batches there; it must fit the limit. `pin`: page-locked batches for fast copies to a GPU.
+    `memory_limit_bytes` bounds the in-memory set (0: never keep one), `workers` are used for what does not fit. `on_bad`: error
+    or skip. `device`: keep the set there, and yield batches there; it must fit the limit. `pin`: page-locked batches for fast
+    copies to a GPU.
     """
 
     source: Source | Pairs
@@ -117,10 +118,10 @@ class Stream:
             yield ordinals, parts
             step += 1
 
-    def _worker_rows(self, start: int, stop: int | None, total: int | None) -> Iterator[tuple[range, list[Rows]]]:
+    def _worker_rows(self, start: int, stop: int | None, total: int | None) -> Iterator[tuple[Sequence[int], list[Rows]]]:
         loader = torch.utils.data.DataLoader(
             _Rows(self._feeds), batch_sampler=_Steps(self, start, stop, total), num_workers=self.workers, collate_fn=_as_is,
-            multiprocessing_context="spawn", prefetch_factor=2, generator=torch.Generator(),  # its own: the global one must not move
+            multiprocessing_context="spawn", prefetch_factor=2, generator=torch.Generator(),  # the global one must not move
         )  # fmt: skip
         for ordinals, parts in loader:
             if isinstance(parts, BadImage):
@@ -157,10 +158,10 @@ class _Steps:
     def __init__(self, stream: Stream, start: int, stop: int | None, total: int | None) -> None:
         self.stream, self.start, self.stop, self.total = stream, start, stop, total
 
-    def __iter__(self) -> Iterator[range]:
+    def __iter__(self) -> Iterator[list[int]]:
         step = self.start
         while self.stop is None or step < self.stop:
-            yield self.stream.ordinals(step, self.total)
+            yield list(self.stream.ordinals(step, self.total))
             step += 1
 
 
@@ -170,7 +171,7 @@ class _Rows(torch.utils.data.Dataset):
     def __init__(self, feeds: list[Feed]) -> None:
         self.feeds = feeds
 
-    def __getitems__(self, ordinals: range) -> tuple[range, list[Rows] | BadImage]:
+    def __getitems__(self, ordinals: list[int]) -> tuple[list[int], list[Rows] | BadImage]:
         try:
             return ordinals, [feed.rows(ordinals) for feed in self.feeds]
         except BadImage as error:

@@ -1,7 +1,8 @@
 """From an image of any size to size x size: a fixed stage per image, then a random one per place in the stream.
 
-The fixed stage (resize, centre crop, padding) depends on the file alone, so its result can be kept; the random stage (where to crop,
-whether to flip) is keyed by (seed, ordinal) and moves bytes without arithmetic. Both paths of the stream therefore give the same bits.
+The fixed stage (resize, centre crop, padding) depends on the file alone, so its result can be kept; the random stage (where to
+crop, whether to flip) is keyed by (seed, ordinal) and moves bytes without arithmetic. Both paths of the stream therefore give
+the same bits.
 """
 
 from dataclasses import dataclass
@@ -25,9 +26,12 @@ CROPS = {
     "none": "every file must be size x size already",
 }
 FILTERS = {
-    "adm": "halved by boxes while at least twice too large, then bicubic: guided-diffusion's, the reference statistics of ADM assume it",
-    "lanczos": "EDM's dataset tool", "bicubic": "", "bilinear": "", "box": "",
-}  # fmt: skip
+    "adm": "halved by boxes while at least twice too large, then bicubic: guided-diffusion's, as ADM's reference statistics assume",
+    "lanczos": "EDM's dataset tool",
+    "bicubic": "a = -1/2",
+    "bilinear": "a triangle",
+    "box": "a mean",
+}
 MAX_STAGE = 2**26  # pixels of the resized image: a 1 x 10000 file must not become 256 x 2560000
 
 
@@ -118,7 +122,9 @@ class Transform:
         top, left = (uniform(seed, f"{name}/{side}", ordinals) if self.random else none for side in ("top", "left"))
         return Draws(top, left, uniform(seed, f"{name}/flip", ordinals) < 0.5 if self.flip else none.astype(bool))
 
-    def place_one(self, stage: UInt8[np.ndarray, "3 H W"], top: float, left: float, flip: bool) -> UInt8[np.ndarray, "3 s s"]:
+    def place_one(
+        self, stage: UInt8[np.ndarray, "3 H W"], top: float, left: float, flip: bool | np.bool_
+    ) -> UInt8[np.ndarray, "3 s s"]:
         """The random stage of one image."""
         y, x = int(top * (stage.shape[1] - self.size + 1)), int(left * (stage.shape[2] - self.size + 1))
         stage = stage[:, y : y + self.size, x : x + self.size]

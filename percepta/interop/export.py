@@ -54,11 +54,15 @@ def plan_export(denoiser: Denoiser, vae: torch.nn.Module | None, defaults: Sampl
     if not isinstance(network, Network):
         raise ValueError(f"only networks of percepta.networks.adapt can be exported, got {type(network).__name__}")
     if network.reads.needed:
-        raise ValueError(f"a network told {', '.join(network.reads.needed)} needs its text encoder beside it: save the model with "
-                         "network.save_pretrained(FOLDER) and put it into the pipeline that it came from")
+        raise ValueError(
+            f"a network told {', '.join(network.reads.needed)} needs its text encoder beside it: save the model with "
+            "network.save_pretrained(FOLDER) and put it into the pipeline that it came from"
+        )
     model: Any = network.model
     if model.config.sample_size is None:
-        raise ValueError("the network's config names no sample_size, so a pipeline would not know what to make; build it with sample_size")
+        raise ValueError(
+            "the network's config names no sample_size, so a pipeline would not know what to make; build it with sample_size"
+        )
     kind, own_code = kind_of(denoiser.formulation), not hasattr(diffusers, type(model).__name__)
     part = "unet" if "transformer" not in type(model).__name__.lower() else "transformer"
     own = Plan(OWN_PIPELINE, part, None if vae is None else "vae")
@@ -67,14 +71,22 @@ def plan_export(denoiser: Denoiser, vae: torch.nn.Module | None, defaults: Sampl
         return own
     if isinstance(model, UNet2DModel):
         return _plan_unet(network, kind, defaults, vae) or own
-    if isinstance(model, DiTTransformer2DModel) and kind == "discrete" and vae is not None and network.num_classes == 1000 and _plain(vae):
+    if (
+        isinstance(model, DiTTransformer2DModel)
+        and kind == "discrete"
+        and vae is not None
+        and network.num_classes == 1000
+        and _plain(vae)
+    ):
         return Plan("DiTPipeline", part, "vae")
     return own
 
 
 def _plain(vae: Any) -> bool:
     """Latents are scaled by one number and not shifted: all that diffusers' older pipelines know."""
-    return bool(vae.config.get("scaling_factor")) and not vae.config.get("shift_factor")
+    return bool(vae.config.get("scaling_factor")) and not any(
+        vae.config.get(k) for k in ("shift_factor", "latents_mean", "latents_std")
+    )
 
 
 def _plan_unet(network: Network, kind: str, defaults: SamplerDefaults, vae: Any) -> Plan | None:
@@ -86,9 +98,15 @@ def _plan_unet(network: Network, kind: str, defaults: SamplerDefaults, vae: Any)
         return Plan("DDPMPipeline", "unet", None, learned_variance=True) if classes is None and defaults.solver == "ddpm" else None
     if kind == "flow":
         note = "diffusers' own flow grid ends at t = 0.001, so its last step is nearly empty; percepta_pipeline uses the even grid"
-        return Plan("DDPMPipeline", "unet", None, guided=True, notes=(note,)) if classes is None and defaults.solver == "euler" else None
+        return (
+            Plan("DDPMPipeline", "unet", None, guided=True, notes=(note,))
+            if classes is None and defaults.solver == "euler"
+            else None
+        )
     if kind == "edm" or classes is not None:
-        note = "say how many steps: this pipeline's default is one" + ("; labels left out are drawn at random" if classes is not None else "")
+        note = "say how many steps: this pipeline's default is one" + (
+            "; labels left out are drawn at random" if classes is not None else ""
+        )
         return Plan("ConsistencyModelPipeline", "unet", None, guided=network.reads.null_label, notes=(note,))
     return Plan("DDIMPipeline" if defaults.solver == "ddim" else "DDPMPipeline", "unet", None)
 
@@ -111,8 +129,10 @@ def export_pipeline(out: str | Path, denoiser: Denoiser, *, vae: torch.nn.Module
         raise ValueError(f"{out} exists and is no earlier export; give a new folder, or remove it")
     unknown = set(card or {}) - {"title", "description", "training", "protocol", "license", "license_name", "license_link"}
     if unknown:
-        raise ValueError(f"the card has no field {', '.join(sorted(unknown))}; it knows title, description, training, protocol, license, "
-                         "license_name, license_link")
+        raise ValueError(
+            f"the card has no field {', '.join(sorted(unknown))}; it knows title, description, training, protocol, license, "
+            "license_name, license_link"
+        )
     out.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
@@ -165,7 +185,13 @@ def _write(work: Path, denoiser: Denoiser, plan: Plan, vae: Any, defaults: Sampl
     if ours or plan.guided:
         shutil.copyfile(Path(__file__).with_name(CODE), work / CODE)
     (work / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
-    record = {"percepta": __version__, "formulation": denoiser.formulation.to_config(), "sampler": asdict(defaults), "class_names": names, "card": dict(card)}
+    record = {
+        "percepta": __version__,
+        "formulation": denoiser.formulation.to_config(),
+        "sampler": asdict(defaults),
+        "class_names": names,
+        "card": dict(card),
+    }
     (work / RECORD).write_text(json.dumps(record, indent=2) + "\n")
     own_file = f"{plan.network}/{module}.py" if own_code else None
     (work / "README.md").write_text(_card(denoiser, plan, defaults, names, card, folder, own_file))
@@ -175,7 +201,9 @@ def _calls(network: Network, plan: Plan, defaults: SamplerDefaults) -> tuple[str
     """How to load (further arguments), how to sample, and how to sample with guidance through the code beside a stock pipeline."""
     steps, classes = f"num_inference_steps={defaults.steps}", network.num_classes
     labels = None if classes is None else f"class_labels={[k % classes for k in range(4)]}"
-    ours = ", ".join([*([labels] if labels else ["batch_size=4"]), *(["guidance_scale=2.0"] if network.reads.null_label else []), steps])
+    ours = ", ".join(
+        [*([labels] if labels else ["batch_size=4"]), *(["guidance_scale=2.0"] if network.reads.null_label else []), steps]
+    )
     if plan.pipeline == OWN_PIPELINE:
         return ", trust_remote_code=True", ours, ""
     if plan.pipeline == "DiTPipeline":
@@ -193,7 +221,9 @@ def _card(denoiser: Denoiser, plan: Plan, defaults: SamplerDefaults, names: tupl
     network: Any = denoiser.network
     load, call, guided = _calls(network, plan, defaults)
     count = sum(p.numel() for p in network.model.parameters())
-    template = jinja2.Template(Path(__file__).with_name("card.md.jinja").read_text(), trim_blocks=False, undefined=jinja2.StrictUndefined)
+    template = jinja2.Template(
+        Path(__file__).with_name("card.md.jinja").read_text(), trim_blocks=False, undefined=jinja2.StrictUndefined
+    )
     fields = dict.fromkeys(("title", "description", "training", "protocol", "license", "license_name", "license_link")) | dict(card)
     return template.render(
         card=fields, folder=folder, load=load, call=call, trust=plan.pipeline == OWN_PIPELINE, code=CODE, own=own_file, guided=guided,
@@ -202,15 +232,21 @@ def _card(denoiser: Denoiser, plan: Plan, defaults: SamplerDefaults, names: tupl
     ).strip() + "\n"  # fmt: skip
 
 
-def _facts(formulation: Formulation, cls: str, count: int, network: Network, plan: Plan, defaults: SamplerDefaults) -> dict[str, str]:
+def _facts(
+    formulation: Formulation, cls: str, count: int, network: Network, plan: Plan, defaults: SamplerDefaults
+) -> dict[str, str]:
     path = formulation.path.to_config()
     shown = ", ".join(f"{k} {v}" for k, v in path.items() if k not in ("name", "table"))
     return {
         "network": f"{cls}, {count / 1e6:.2f}M parameters",
-        "makes": f"{network.sample_size} x {network.sample_size}, {network.in_channels} channels" + (", latents of the vae" if plan.vae else ""),
-        "classes": "none" if network.num_classes is None else f"{network.num_classes}" + (" and a null label" if network.reads.null_label else ""),
+        "makes": f"{network.sample_size} x {network.sample_size}, {network.in_channels} channels"
+        + (", latents of the vae" if plan.vae else ""),
+        "classes": "none"
+        if network.num_classes is None
+        else f"{network.num_classes}" + (" and a null label" if network.reads.null_label else ""),
         "output": formulation.output,
         "path": f"{path['name']} ({shown})",
-        "sampler": f"{defaults.solver}, {defaults.steps} steps, {defaults.spacing} spacing" + ("" if defaults.clip is None else f", x0 clipped to {defaults.clip}"),
+        "sampler": f"{defaults.solver}, {defaults.steps} steps, {defaults.spacing} spacing"
+        + ("" if defaults.clip is None else f", x0 clipped to {defaults.clip}"),
         "made with": f"percepta {__version__}, diffusers {diffusers.__version__}, torch {torch.__version__}",
     }

@@ -22,8 +22,19 @@ from percepta.networks import Network, adapt, load_model
 
 NETWORKS = ("unet", "transformer", "model", "prior")
 VAES = ("vae", "vqvae", "movq")
-TEXT = ("text_encoder", "text_encoder_2", "text_encoder_3", "tokenizer", "tokenizer_2", "tokenizer_3", "image_encoder", "feature_extractor")
-FLAGS = "say what the network puts out and how it was noised: --prediction noise|clean|velocity|flow|edm and --schedule linear|cosine"
+TEXT = (
+    "text_encoder",
+    "text_encoder_2",
+    "text_encoder_3",
+    "tokenizer",
+    "tokenizer_2",
+    "tokenizer_3",
+    "image_encoder",
+    "feature_extractor",
+)
+FLAGS = (
+    "say what the network puts out and how it was noised: --prediction noise|clean|velocity|flow|edm and --schedule linear|cosine"
+)
 
 
 @dataclass(frozen=True)
@@ -36,7 +47,7 @@ class Pipeline:
     denoiser: Denoiser
     vae: nn.Module | None = None
     class_names: tuple[str, ...] | None = None
-    sampler: SamplerDefaults = SamplerDefaults()
+    sampler: SamplerDefaults = field(default_factory=SamplerDefaults)
     origin: Mapping[str, str] = field(default_factory=dict)
     parts: Mapping[str, Any] = field(default_factory=dict)
 
@@ -70,8 +81,10 @@ def find_folder(path: str | Path) -> Path:
     try:
         return Path(snapshot_download(name, local_files_only=True))
     except LocalEntryNotFoundError:
-        raise ValueError(f"{name} is neither a folder nor in the Hugging Face cache, and nothing is downloaded here: "
-                         f"run 'hf download {name}' first, or give a local folder") from None
+        raise ValueError(
+            f"{name} is neither a folder nor in the Hugging Face cache, and nothing is downloaded here: "
+            f"run 'hf download {name}' first, or give a local folder"
+        ) from None
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -86,13 +99,23 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _from_index(folder: Path, formulation: Formulation | None) -> Pipeline:
     index = _json(folder / "model_index.json")
-    present = {name: value for name, value in index.items() if isinstance(value, list) and len(value) == 2 and value[1] and not name.startswith("_")}
+    present = {
+        name: value
+        for name, value in index.items()
+        if isinstance(value, list) and len(value) == 2 and value[1] and not name.startswith("_")
+    }
     networks = [name for name in NETWORKS if name in present]
     if len(networks) != 1:
-        raise ValueError(f"{folder} holds {', '.join(present) or 'no components'}: one of {', '.join(NETWORKS[:2])} is needed, got {len(networks)}")
+        raise ValueError(
+            f"{folder} holds {', '.join(present) or 'no components'}: one of {', '.join(NETWORKS[:2])} is needed, got {len(networks)}"
+        )
     pipeline = index.get("_class_name")
     pipeline = str(pipeline[-1] if isinstance(pipeline, list) else pipeline)
-    scheduler = _json(folder / "scheduler" / "scheduler_config.json") if (folder / "scheduler" / "scheduler_config.json").is_file() else None
+    scheduler = (
+        _json(folder / "scheduler" / "scheduler_config.json")
+        if (folder / "scheduler" / "scheduler_config.json").is_file()
+        else None
+    )
     record = _json(folder / RECORD) if (folder / RECORD).is_file() else None
     meaning, sampler = _meaning(folder, formulation, scheduler, record)
     network = adapt(load_component(folder / networks[0]), num_classes=None)
@@ -107,19 +130,33 @@ def _from_index(folder: Path, formulation: Formulation | None) -> Pipeline:
 
 def _from_model(folder: Path, formulation: Formulation | None) -> Pipeline:
     """A bare `unet/` folder: its scheduler lies in it, or beside it as in a pipeline."""
-    beside = (folder / "scheduler_config.json", folder.parent / "scheduler" / "scheduler_config.json", folder.parent / "scheduler_config.json")
+    beside = (
+        folder / "scheduler_config.json",
+        folder.parent / "scheduler" / "scheduler_config.json",
+        folder.parent / "scheduler_config.json",
+    )
     found = next((path for path in beside if path.is_file()), None)
     if found is None and formulation is None:
-        raise ValueError(f"{folder} is a model without a scheduler_config.json in it or beside it, so nothing tells how it was trained: {FLAGS}")
+        raise ValueError(
+            f"{folder} is a model without a scheduler_config.json in it or beside it, so nothing tells how it was trained: {FLAGS}"
+        )
     scheduler = None if found is None else _json(found)
-    meaning, sampler = _meaning(folder, formulation, scheduler, None)
+    record = folder.parent / RECORD if found is not None and found.parent.parent == folder.parent else None
+    meaning, sampler = _meaning(folder, formulation, scheduler, _json(record) if record is not None and record.is_file() else None)
     network = adapt(load_component(folder))
     _check_variance(network, scheduler)
-    origin = {"path": str(folder), "pipeline": "none", "network": type(network.model).__name__, "scheduler": str((scheduler or {}).get("_class_name", "none"))}
+    origin = {
+        "path": str(folder),
+        "pipeline": "none",
+        "network": type(network.model).__name__,
+        "scheduler": str((scheduler or {}).get("_class_name", "none")),
+    }
     return Pipeline(Denoiser(network, meaning), sampler=sampler, origin=origin)
 
 
-def _meaning(folder: Path, given: Formulation | None, scheduler: dict[str, Any] | None, record: dict[str, Any] | None) -> tuple[Formulation, SamplerDefaults]:
+def _meaning(
+    folder: Path, given: Formulation | None, scheduler: dict[str, Any] | None, record: dict[str, Any] | None
+) -> tuple[Formulation, SamplerDefaults]:
     """The formulation: given, or as the export recorded it, or as the scheduler says."""
     sampler = SamplerDefaults() if scheduler is None else defaults_of(scheduler)
     if given is not None:
@@ -131,8 +168,10 @@ def _meaning(folder: Path, given: Formulation | None, scheduler: dict[str, Any] 
     recorded, defaults = formulation_from_config(record["formulation"]), SamplerDefaults(**record["sampler"])
     as_written = dict(scheduler_for(recorded, defaults).config)  # pyright: ignore[reportAttributeAccessIssue]
     if formulation_of(scheduler) != formulation_of({**as_written, "_class_name": type(scheduler_for(recorded, defaults)).__name__}):
-        raise ValueError(f"{folder}: scheduler_config.json and {RECORD} disagree about how the network was trained; remove {RECORD} to go by the "
-                         "scheduler, or restore the scheduler")
+        raise ValueError(
+            f"{folder}: scheduler_config.json and {RECORD} disagree about how the network was trained; remove {RECORD} to go by the "
+            "scheduler, or restore the scheduler"
+        )
     return recorded, defaults
 
 
@@ -140,8 +179,10 @@ def _check_variance(network: Network, scheduler: dict[str, Any] | None) -> None:
     """A scheduler that reads a variance needs a network that puts one out."""
     variance = str((scheduler or {}).get("variance_type", ""))
     if variance.startswith("learned") and network.out_channels != 2 * network.in_channels:
-        raise ValueError(f"the scheduler reads a learned variance (variance_type {variance!r}), but the network puts out {network.out_channels} channels "
-                         f"for {network.in_channels}; set variance_type to 'fixed_small' in scheduler_config.json, or use the network's own scheduler")
+        raise ValueError(
+            f"the scheduler reads a learned variance (variance_type {variance!r}), but the network puts out {network.out_channels} channels "
+            f"for {network.in_channels}; set variance_type to 'fixed_small' in scheduler_config.json, or use the network's own scheduler"
+        )
 
 
 def _class_names(index: dict[str, Any], record: dict[str, Any] | None, network: Network) -> tuple[str, ...] | None:

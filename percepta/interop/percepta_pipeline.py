@@ -21,7 +21,7 @@ class PerceptaPipeline(DiffusionPipeline):
     """
 
     model_cpu_offload_seq = "unet->transformer->vae"
-    _optional_components = ["unet", "transformer", "vae"]
+    _optional_components = ["unet", "transformer", "vae"]  # noqa: RUF012 (diffusers' own class declares a list)
 
     def __init__(self, scheduler, unet=None, transformer=None, vae=None, num_classes=None, null_class=True,
                  class_token=False, id2label=None, steps=50, guidance=1.0):  # fmt: skip
@@ -69,13 +69,16 @@ class PerceptaPipeline(DiffusionPipeline):
         """The network's raw output, without a learned variance."""
         time = torch.as_tensor(t).to(x.device)
         time = (time if self.time_factor == 1 else time * self.time_factor).reshape(1).expand(len(x))
+        options = {"encoder_hidden_states": None} if type(self.network).__name__ == "UNet2DConditionModel" else {}
+        if labels is None and self.unet is None:  # a transformer of one class
+            labels = torch.zeros(len(x), dtype=torch.long, device=x.device)
         if self.config.class_token:
-            token = torch.nn.functional.one_hot(labels, self.config.num_classes + 1).to(x.dtype)
+            token = torch.nn.functional.one_hot(labels, self.network.config.joint_attention_dim).to(x.dtype)
             out = self.network(x, token[:, None], token, time, return_dict=False)
         elif labels is None:
-            out = self.network(x, time)
+            out = self.network(x, time, **options)
         else:
-            out = self.network(x, time, class_labels=labels)
+            out = self.network(x, time, class_labels=labels, **options)
         out = out if isinstance(out, torch.Tensor) else out[0]
         return out[:, : x.shape[1]]
 
@@ -129,5 +132,11 @@ class PerceptaPipeline(DiffusionPipeline):
     def _decode(self, x):
         if self.vae is None:
             return x
-        shift = self.vae.config.get("shift_factor") or 0.0
-        return self.vae.decode(x.to(self.vae.dtype) / self.vae.config.scaling_factor + shift).sample
+        config = self.vae.config
+
+        def number(name, default):
+            value = default if config.get(name) is None else config[name]
+            return torch.as_tensor(value, dtype=x.dtype, device=x.device).reshape(1, -1, 1, 1)
+
+        scale = number("scaling_factor", 1.0) / number("latents_std", 1.0)
+        return self.vae.decode((x / scale + number("shift_factor", 0.0) + number("latents_mean", 0.0)).to(self.vae.dtype)).sample

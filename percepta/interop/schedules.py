@@ -14,15 +14,21 @@ from percepta.formulation import EDM, FLOW, SIGMA_DATA, Formulation
 from percepta.path import AbstractDiscretePath, BetaTable, Cosine, LinearBeta, Rectified, VarianceExploding
 
 PREDICTION = {"noise": "epsilon", "clean": "sample", "velocity": "v_prediction"}
-SOLVERS = {"discrete": ("ddim", "ddpm", "dpmpp_2m"), "flow": ("euler", "heun"), "edm": ("euler", "dpmpp_2m")}
-SPACINGS = ("leading", "linspace", "trailing")
+SOLVERS = {"discrete": ("ddim", "ddpm", "dpmpp"), "flow": ("euler",), "edm": ("euler", "dpmpp")}
+SPACINGS = {
+    "ddim": ("leading", "trailing"),
+    "ddpm": ("leading", "linspace", "trailing"),
+    "dpmpp": ("trailing",),
+}  # as percepta.samplers
 
 
 @dataclass(frozen=True)
 class SamplerDefaults:
     """How an exported pipeline samples unless told otherwise. None: the path's usual solver and spacing, no clipping.
 
-    `clip` bounds x0_hat in every step (DDIM and DDPM only); `shift` is the m of a flow's shifted grid; `guidance` 1 is none.
+    `clip` bounds x0_hat to [-clip, clip] in every step (DDIM and DDPM only); `shift` is the m of a flow's shifted grid; `guidance` 1 is
+    none. Only what diffusers samples as percepta.samplers does can be exported: its DDIM steps back by T//S whatever the grid, and its
+    DPM-Solver++ has leading and linspace grids of its own.
     """
 
     solver: str | None = None
@@ -31,22 +37,36 @@ class SamplerDefaults:
     eta: float = 0.0
     clip: float | None = None
     guidance: float = 1.0
-    shift: float = 1.0
+    shift: float = 3.0
 
     def resolved(self, formulation: Formulation) -> "SamplerDefaults":
         """With the path's usual solver and spacing filled in; ValueError where diffusers has no such scheduler."""
         kind = kind_of(formulation)
         solver = SOLVERS[kind][0] if self.solver is None else self.solver
-        spacing = {"discrete": "leading", "flow": "uniform", "edm": "karras"}[kind] if self.spacing is None else self.spacing
         if solver not in SOLVERS[kind]:
-            raise ValueError(f"diffusers has no scheduler for the solver {solver!r} on {type(formulation.path).__name__}; "
-                             f"export with one of: {', '.join(SOLVERS[kind])}")
-        known = {"discrete": SPACINGS, "flow": ("uniform", "shifted"), "edm": ("karras",)}[kind]
-        if spacing not in known:
-            raise ValueError(f"diffusers' schedulers for {type(formulation.path).__name__} know no spacing {spacing!r}; "
-                             f"export with one of: {', '.join(known)}")
+            raise ValueError(
+                f"diffusers has no scheduler for the solver {solver!r} on {type(formulation.path).__name__}; "
+                f"export with one of: {', '.join(SOLVERS[kind])}"
+            )
+        known = SPACINGS[solver] if kind == "discrete" else ("uniform", "shifted") if kind == "flow" else ("karras",)
+        spacing = known[0] if self.spacing is None else self.spacing
+        path = formulation.path
+        uneven = (
+            isinstance(path, AbstractDiscretePath)
+            and solver == "ddim"
+            and spacing == "trailing"
+            and path.num_steps % self.steps != 0
+        )
+        if spacing not in known or uneven:
+            which = f"{spacing!r} of {self.steps} steps" if uneven else repr(spacing)
+            raise ValueError(
+                f"diffusers' {solver} on {type(path).__name__} does not sample with the spacing {which} as Percepta does; "
+                f"export with one of: {', '.join(known)}" + (", steps a divisor of the path's" if uneven else "")
+            )
         if self.clip is not None and solver not in ("ddim", "ddpm"):
-            raise ValueError(f"clipping x0 is part of diffusers' DDIM and DDPM schedulers only, got clip={self.clip} with {solver!r}")
+            raise ValueError(
+                f"clipping x0 is part of diffusers' DDIM and DDPM schedulers only, got clip={self.clip} with {solver!r}"
+            )
         if self.steps < 1:
             raise ValueError(f"steps must be 1 or more, got {self.steps}")
         return SamplerDefaults(solver, self.steps, spacing, self.eta, self.clip, self.guidance, self.shift)
@@ -61,8 +81,10 @@ def kind_of(formulation: Formulation) -> str:
         return "flow"
     if isinstance(path, VarianceExploding) and output == "edm":
         return "edm"
-    raise ValueError(f"no scheduler of diffusers reads the output {output!r} on the path {type(path).__name__}; export knows noise, clean and "
-                     "velocity on a table of betas, flow on Rectified, and edm on VarianceExploding")
+    raise ValueError(
+        f"no scheduler of diffusers reads the output {output!r} on the path {type(path).__name__}; export knows noise, clean and "
+        "velocity on a table of betas, flow on Rectified, and edm on VarianceExploding"
+    )
 
 
 def beta_config(path: AbstractDiscretePath) -> dict[str, Any]:
@@ -70,7 +92,13 @@ def beta_config(path: AbstractDiscretePath) -> dict[str, Any]:
     common = {"num_train_timesteps": path.num_steps}
     if isinstance(path, LinearBeta):
         schedule = "scaled_linear" if path.scaled else "linear"
-        return {**common, "beta_schedule": schedule, "beta_start": path.beta_start, "beta_end": path.beta_end, "trained_betas": None}
+        return {
+            **common,
+            "beta_schedule": schedule,
+            "beta_start": path.beta_start,
+            "beta_end": path.beta_end,
+            "trained_betas": None,
+        }
     if path == Cosine(path.num_steps):
         return {**common, "beta_schedule": "squaredcos_cap_v2", "trained_betas": None}
     return {**common, "trained_betas": path.betas.tolist()}
@@ -87,14 +115,16 @@ def scheduler_for(formulation: Formulation, defaults: SamplerDefaults, learned_v
     assert isinstance(path, Rectified)
     if path.time_scale != int(path.time_scale):
         raise ValueError(f"diffusers' flow schedulers scale time by a whole number, got time_scale={path.time_scale}")
-    cls = diffusers.FlowMatchEulerDiscreteScheduler if defaults.solver == "euler" else diffusers.FlowMatchHeunDiscreteScheduler
-    return cls(num_train_timesteps=int(path.time_scale), shift=defaults.shift if defaults.spacing == "shifted" else 1.0)
+    shift = defaults.shift if defaults.spacing == "shifted" else 1.0
+    return diffusers.FlowMatchEulerDiscreteScheduler(num_train_timesteps=int(path.time_scale), shift=shift)
 
 
-def _discrete_scheduler(path: AbstractDiscretePath, prediction: str, defaults: SamplerDefaults, learned: bool) -> diffusers.SchedulerMixin:
+def _discrete_scheduler(
+    path: AbstractDiscretePath, prediction: str, defaults: SamplerDefaults, learned: bool
+) -> diffusers.SchedulerMixin:
     betas = beta_config(path)
     common = {"prediction_type": prediction, "timestep_spacing": defaults.spacing, "steps_offset": 0}
-    if defaults.solver == "dpmpp_2m":
+    if defaults.solver == "dpmpp":
         return diffusers.DPMSolverMultistepScheduler(**betas, **common, algorithm_type="dpmsolver++", solver_order=2)
     clip = {"clip_sample": defaults.clip is not None, "clip_sample_range": 1.0 if defaults.clip is None else defaults.clip}
     if defaults.solver == "ddpm":
@@ -107,8 +137,10 @@ def scheduler_from_config(config: dict[str, Any]) -> diffusers.SchedulerMixin:
     name = config.get("_class_name")
     cls = getattr(diffusers, name, None) if isinstance(name, str) else None
     if not (isinstance(cls, type) and issubclass(cls, diffusers.SchedulerMixin)):
-        raise ValueError(f"the scheduler {name!r} is not one of diffusers {diffusers.__version__}; give the formulation yourself "
-                         "(--prediction noise|clean|velocity|flow|edm and --schedule linear|cosine)")
+        raise ValueError(
+            f"the scheduler {name!r} is not one of diffusers {diffusers.__version__}; give the formulation yourself "
+            "(--prediction noise|clean|velocity|flow|edm and --schedule linear|cosine)"
+        )
     return cls.from_config(config)  # pyright: ignore[reportAttributeAccessIssue]
 
 
@@ -123,13 +155,17 @@ def formulation_of(config: dict[str, Any]) -> Formulation:
         return Formulation(Rectified(time_scale=float(known["num_train_timesteps"])), "flow", FLOW.times)
     if name.startswith("EDM"):
         if known["sigma_data"] != SIGMA_DATA or prediction != "epsilon":
-            raise ValueError(f"{name} with sigma_data={known['sigma_data']} and prediction_type={prediction!r}: only sigma_data={SIGMA_DATA} with "
-                             "'epsilon' (the residual of Karras et al. 2022) is known here")
+            raise ValueError(
+                f"{name} with sigma_data={known['sigma_data']} and prediction_type={prediction!r}: only sigma_data={SIGMA_DATA} with "
+                "'epsilon' (the residual of Karras et al. 2022) is known here"
+            )
         return Formulation(VarianceExploding(known["sigma_min"], known["sigma_max"]), "edm", EDM.times)
     outputs = {v: k for k, v in PREDICTION.items()}
     if prediction not in outputs or not hasattr(scheduler, "betas") or name == "CMStochasticIterativeScheduler":
-        raise ValueError(f"{name} (prediction_type {prediction!r}) does not say what the network's output means; give the formulation yourself "
-                         "(--prediction noise|clean|velocity|flow|edm and --schedule linear|cosine)")
+        raise ValueError(
+            f"{name} (prediction_type {prediction!r}) does not say what the network's output means; give the formulation yourself "
+            "(--prediction noise|clean|velocity|flow|edm and --schedule linear|cosine)"
+        )
     return Formulation(_path_of(scheduler, known), outputs[prediction])
 
 
@@ -150,8 +186,8 @@ def defaults_of(config: dict[str, Any]) -> SamplerDefaults:
     scheduler = scheduler_from_config(config)
     known: dict[str, Any] = dict(scheduler.config)  # pyright: ignore[reportAttributeAccessIssue]
     name = type(scheduler).__name__
-    solver = {"DDIMScheduler": "ddim", "DDPMScheduler": "ddpm", "DPMSolverMultistepScheduler": "dpmpp_2m", "EDMEulerScheduler": "euler",
-              "EDMDPMSolverMultistepScheduler": "dpmpp_2m", "FlowMatchEulerDiscreteScheduler": "euler",
+    solver = {"DDIMScheduler": "ddim", "DDPMScheduler": "ddpm", "DPMSolverMultistepScheduler": "dpmpp", "EDMEulerScheduler": "euler",
+              "EDMDPMSolverMultistepScheduler": "dpmpp", "FlowMatchEulerDiscreteScheduler": "euler",
               "FlowMatchHeunDiscreteScheduler": "heun"}.get(name)  # fmt: skip
     clip = float(known.get("clip_sample_range", 1.0)) if known.get("clip_sample") and solver in ("ddim", "ddpm") else None
     shift = float(known.get("shift") or 1.0)

@@ -28,9 +28,17 @@ def travelling_source(cls: type) -> str:
     tree = ast.parse(Path(inspect.getfile(cls)).read_text())
     tree = ast.fix_missing_locations(_Plain().visit(tree))
     for node in ast.walk(tree):
-        names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or "."] if isinstance(node, ast.ImportFrom) else []
+        names = (
+            [a.name for a in node.names]
+            if isinstance(node, ast.Import)
+            else [node.module or "."]
+            if isinstance(node, ast.ImportFrom)
+            else []
+        )
         foreign = [name for name in names if name.split(".")[0] not in ALLOWED]
         if foreign:
-            raise ValueError(f"{cls.__name__} cannot travel with its weights: {inspect.getfile(cls)} imports {', '.join(foreign)}; "
-                             "keep exported network classes in a file that imports torch and diffusers only")
+            raise ValueError(
+                f"{cls.__name__} cannot travel with its weights: {inspect.getfile(cls)} imports {', '.join(foreign)}; "
+                "keep exported network classes in a file that imports torch and diffusers only"
+            )
     return ast.unparse(tree) + "\n"

@@ -27,15 +27,12 @@ MAX_MEMBERS = 100_000
 SMALL = 64 * 2**20  # below this many bytes a high ratio harms nobody
 
 READER = r"""
-import sys, torch
+import importlib.util, sys, torch
 from safetensors.torch import save_file
 source, target = sys.argv[1], sys.argv[2]
-try:
+if importlib.util.find_spec("resource"):  # not on Windows; the time limit holds everywhere
     import resource
-    limit = int(sys.argv[3])
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-except ImportError:
-    pass  # no such limits on this system; the time limit still holds
+    resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[3]), int(sys.argv[3])))
 try:
     loaded = torch.load(source, map_location="cpu", weights_only=True)
 except Exception as error:
@@ -104,7 +101,9 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
         tensors |= _read_safetensors(shard)
     missing = set(names) - set(tensors)
     if missing:
-        raise ValueError(f"{index} promises {len(missing)} tensors that its shards do not hold: {', '.join(sorted(missing)[:3])} ...")
+        raise ValueError(
+            f"{index} promises {len(missing)} tensors that its shards do not hold: {', '.join(sorted(missing)[:3])} ..."
+        )
     return {name: tensors[name] for name in names}
 
 
@@ -131,11 +130,15 @@ def _read_pickled(path: Path, timeout: float) -> dict[str, Tensor]:
             done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False, cwd=scratch,
                                   env={k: v for k, v in os.environ.items() if k != "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"})  # fmt: skip
         except subprocess.TimeoutExpired:
-            raise ValueError(f"reading {path} took more than {timeout:g} s and was stopped; convert it to safetensors where you trust it") from None
+            raise ValueError(
+                f"reading {path} took more than {timeout:g} s and was stopped; convert it to safetensors where you trust it"
+            ) from None
         if done.returncode != 0:
             reason = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-            raise ValueError(f"{path} is refused, nothing in it was run: {reason}. It holds more than tensors, or is damaged: "
-                             "ask its maker for safetensors")
+            raise ValueError(
+                f"{path} is refused, nothing in it was run: {reason}. It holds more than tensors, or is damaged: "
+                "ask its maker for safetensors"
+            )
         return _read_safetensors(target)
 
 
@@ -179,4 +182,6 @@ def _check_size(path: Path, members: int, total: int) -> None:
     if members > MAX_MEMBERS:
         raise ValueError(f"{path} is refused: more than {MAX_MEMBERS:,} members")
     if total > SMALL and total > MAX_RATIO * packed:
-        raise ValueError(f"{path} is refused: {packed:,} bytes unpack to {total:,} ({total // packed}:1); weights do not compress like that")
+        raise ValueError(
+            f"{path} is refused: {packed:,} bytes unpack to {total:,} ({total // packed}:1); weights do not compress like that"
+        )

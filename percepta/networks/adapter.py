@@ -117,7 +117,7 @@ class Network(nn.Module):
             self._check_labels(named[LABELS])
 
     def _check_labels(self, labels: Tensor) -> None:
-        if labels.ndim != 1 or labels.dtype not in (torch.int64, torch.int32):
+        if labels.ndim != 1 or labels.dtype != torch.int64:
             raise ValueError(f"class labels are a vector of int64, got {labels.dtype} of shape {tuple(labels.shape)}")
         if labels.device.type == "cpu" and not torch.compiler.is_compiling() and labels.numel():
             least, most = int(labels.min()), int(labels.max())

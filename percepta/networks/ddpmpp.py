@@ -87,7 +87,7 @@ class Block(nn.Module):
 class DDPMPP(ModelMixin, ConfigMixin):
     """forward(x, timestep, class_labels, augment_labels) -> raw output. `timestep` is EDM's c_noise = ln(sigma)/4, any float.
 
-    Label num_classes is the null label: it adds nothing. Missing augmentation labels are zeros: an image that was not augmented.
+    Label num_classes is the null label: a row of zeros. Missing augmentation labels are zeros: an image that was not augmented.
     """
 
     _supports_gradient_checkpointing = True
@@ -143,7 +143,9 @@ class DDPMPP(ModelMixin, ConfigMixin):
         frequencies = 10000.0 ** -(torch.arange(half, dtype=torch.float32, device=time.device) / (half - 1))
         angles = time.float()[:, None] * frequencies
         emb = torch.cat([angles.sin(), angles.cos()], dim=1).to(self.dtype)
-        if self.label_in is not None and labels is not None:
+        if self.label_in is not None:
+            if labels is None:
+                raise ValueError(f"this DDPMPP has {config.num_classes} classes: give class_labels, {config.num_classes} for none")
             # unit-variance input: a one-hot row times sqrt(num_classes); the null label is a row of zeros
             one_hot = F.one_hot(labels, config.num_classes + 1)[:, :-1].to(emb.dtype)
             emb = emb + self.label_in(one_hot * math.sqrt(config.num_classes))

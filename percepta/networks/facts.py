@@ -16,13 +16,15 @@ KEY = "_percepta"
 @dataclass(frozen=True)
 class Facts:
     """`num_classes` counts true classes; the network reads time * `time_factor`; `num_heads` is the number of heads of every
-    attention layer of a UNet2DModel. None: the model's own configuration decides. A plain diffusers pipeline ignores
-    `time_factor` and `num_heads`: a model that needs them cannot be exported to one.
+    attention layer of a UNet2DModel; `frequency_shift` is the spacing of a DiT's time frequencies, 10000^(-i/(128 - shift)):
+    0 in the published code, 1 in diffusers. None: the model's own configuration decides. A plain diffusers pipeline ignores
+    all but the classes: a model that needs them is exported with a pipeline of its own (percepta.interop).
     """
 
     num_classes: int | None = None
     time_factor: float = 1.0
     num_heads: int | None = None
+    frequency_shift: float | None = None
 
     def __post_init__(self) -> None:
         if self.num_classes is not None and self.num_classes < 1:

@@ -134,6 +134,8 @@ class DiTFamily(AbstractFamily):
     def prepare(self, model: Any, facts: Facts) -> None:
         for block in model.transformer_blocks:
             block.norm1.emb.class_embedder.dropout_prob = 0.0
+            if facts.frequency_shift is not None:
+                block.norm1.emb.time_proj.downscale_freq_shift = facts.frequency_shift
 
     def reads(self, model: Any, facts: Facts) -> Reads:
         classes: int = model.config.num_embeds_ada_norm

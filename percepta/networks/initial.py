@@ -28,7 +28,8 @@ def unet(model: Any) -> None:
         if isinstance(module, ResnetBlock2D):
             zero(module.conv2)
         elif isinstance(module, Attention):
-            zero(module.to_out[0])
+            projection: Any = module.to_out
+            zero(projection[0])
     zero(model.conv_out)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import diffusers
 from diffusers import ModelMixin
+from safetensors import SafetensorError
 
 from percepta.networks.ddpmpp import DDPMPP
 
@@ -40,10 +41,18 @@ def load_model(folder: str | Path) -> ModelMixin:
         convert = f"{cls.__name__}.from_pretrained(folder).save_pretrained(folder, safe_serialization=True)"
         refused = f"{', '.join(others)} may hold code and is not loaded; convert it where you trust it, with {convert}"
         raise ValueError(f"no safetensors in {folder}: {refused if others else 'its weights are missing'}")
-    model: Any
-    model, info = cls.from_pretrained(folder, use_safetensors=True, local_files_only=True, output_loading_info=True)  # pyright: ignore
+    try:
+        model, info = _read(cls, folder)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise ValueError(
+            f"the weights in {folder} cannot be read, or do not fit its config.json: {str(error).splitlines()[0]}"
+        ) from error
     wrong = {what: list(info[what]) for what in ("missing_keys", "unexpected_keys", "mismatched_keys") if info[what]}
     if wrong:
         first = "; ".join(f"{len(keys)} {what}, first {keys[0]}" for what, keys in wrong.items())
         raise ValueError(f"the weights in {folder} do not fit its config.json: {first}; was the folder changed or cut short?")
     return model.eval()
+
+
+def _read(cls: Any, folder: Path) -> tuple[ModelMixin, dict[str, Any]]:
+    return cls.from_pretrained(folder, use_safetensors=True, local_files_only=True, output_loading_info=True)

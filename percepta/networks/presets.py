@@ -64,7 +64,7 @@ def unet_pocket(data: Data) -> dict[str, Any]:
     return {
         **data.shape,
         **_blocks((False,) * 3),
-        "block_out_channels": (32, 64, 96),
+        "block_out_channels": (32, 64, 64),
         "layers_per_block": 1,
         "norm_num_groups": 8,
         "time_embedding_dim": 128,
@@ -210,7 +210,13 @@ def build(
     if preset not in PRESETS:
         raise ValueError(f"unknown network {preset!r}{nearest(preset, list(PRESETS))}; known: {', '.join(PRESETS)}")
     chosen = PRESETS[preset]
-    data = Data(channels or chosen.typical.channels, size or chosen.typical.size, num_classes, learn_sigma)
+    typical = chosen.typical
+    data = Data(
+        typical.channels if channels is None else channels, typical.size if size is None else size, num_classes, learn_sigma
+    )
+    for name in ("channels", "size"):
+        if getattr(data, name) < 1:
+            raise ValueError(f"{name} must be 1 or more, got {getattr(data, name)}")
     config = apply_overrides(chosen.config(data), chosen.cls, overrides or {}, FIXED)
     with torch.random.fork_rng(devices=[]):
         torch.random.manual_seed(seed)

@@ -86,4 +86,5 @@ class TrainAutoencoder(Recipe):
         if self.perceptual != "none":
             trunk = Trunk(available_trunk() if self.perceptual == "auto" else self.perceptual)
             terms.insert(1, Term("perceptual", PyramidL1(trunk, self.scales), self.perceptual_weight))
-        return Method(model, Reconstruct(model), terms, Coder(model, context.examples))
+        assert context.examples is not None, "an autoencoder is shown on images"
+        return Method(model, Reconstruct(model), terms, Coder(model, context.examples()))

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from percepta.path import AbstractDiscretePath, AbstractPath
+from percepta.path import AbstractDiscretePath, AbstractPath, Rectified
 from percepta.samplers.step import Bound, State, Step, coefficients
 
 
@@ -117,6 +117,10 @@ class Churn(NamedTuple):
         if not self.low <= level <= self.high or self.gamma == 0:
             return x, t
         raised = path.time_of_level(_vector(level * (1 + self.gamma))).item()
+        if isinstance(path, AbstractDiscretePath | Rectified) and not raised < path.t_max * (1 + 1e-9):
+            raise ValueError(
+                f"churn of {self.gamma:.3g} raises the noise at t = {t:.4g} above that of the path's end; start lower, or give it a lower `high`"
+            )
         (alpha_t, _), (alpha_u, _) = coefficients(path, t), coefficients(path, raised)
         added = level * math.sqrt((1 + self.gamma) ** 2 - 1)
         return alpha_u / alpha_t * x + alpha_u * added * self.scale * noise, raised

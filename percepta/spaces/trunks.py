@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from percepta.spaces.space import Features, Reads, Space
+from percepta.weights import find_weights, has_weights
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,9 @@ class Trunk(Space):
         self.freeze()
 
     def _load(self, names: tuple[str, ...]) -> None:
-        tensors = read_weights(find_weights(*names))
+        from percepta.interop.weights import read_weights
+
+        tensors = read_weights(find_weights(next((name for name in names if has_weights(name)), names[0])))
         own = {k: tensors[f"features.{k}"] for k in self.layers.state_dict() if f"features.{k}" in tensors}
         self.layers.load_state_dict(own)
 
@@ -81,11 +84,8 @@ class Trunk(Space):
 def available_trunk() -> str:
     """The best trunk whose weights are on this machine: VGG19, VGG16, AlexNet, SqueezeNet."""
     for name in ("vgg19", "vgg16", "alex", "squeeze"):
-        try:
-            find_weights(*TRUNKS[name].weights)
-        except ValueError:
-            continue
-        return name
+        if any(has_weights(file) for file in TRUNKS[name].weights):
+            return name
     raise ValueError(
         "no weights for a perceptual loss are on this machine: see `percepta doctor` for where to get them, set "
         "PERCEPTA_WEIGHTS, or use --perceptual none"

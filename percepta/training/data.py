@@ -1,18 +1,23 @@
 """The data of a run: images from a source, or the latents of a frozen autoencoder, as rows of each step."""
 
+import os
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from percepta.data import Source, Stream, open_source
+from percepta.data import Source, Stream, Transform, open_source
 from percepta.distributed import World, barrier
 from percepta.estimate import Batch
-from percepta.training.folder import RunFolder
 from percepta.training.settings import Settings
+
+if TYPE_CHECKING:
+    from percepta.data.latents import CacheResult
 
 Rows = tuple[tuple[int, ...], Batch]
 EXAMPLES = 64  # images that a method may look at before it trains
@@ -29,11 +34,11 @@ class Data:
     class_names: tuple[str, ...] | None
     fingerprint: str
     count: int
-    examples: Tensor
+    examples: Callable[[], Tensor]
     vae: Any = None
 
 
-def open_data(settings: Settings, folder: RunFolder, world: World, device: torch.device, note: Callable[[str], None]) -> Data:
+def open_data(settings: Settings, world: World, device: torch.device, note: Callable[[str], None]) -> Data:
     """The source that --data names, as images or, with --vae, as latents."""
     source = open_source(settings.data, settings.size)
     if settings.conditional and not source.num_classes:
@@ -42,7 +47,7 @@ def open_data(settings: Settings, folder: RunFolder, world: World, device: torch
             "`label`, or --no-conditional"
         )
     labelled = bool(source.num_classes) and settings.conditional is not False
-    return (_latents if settings.vae else _images)(settings, source, labelled, folder, world, device, note)
+    return (_latents if settings.vae else _images)(settings, source, labelled, world, device, note)
 
 
 def _stream(settings: Settings, source: Source, world: World, device: torch.device) -> Stream:
@@ -52,12 +57,12 @@ def _stream(settings: Settings, source: Source, world: World, device: torch.devi
     )  # fmt: skip
 
 
-def _images(settings: Settings, source: Source, labelled: bool, folder: RunFolder, world: World, device: torch.device,
+def _images(settings: Settings, source: Source, labelled: bool, world: World, device: torch.device,
             note: Callable[[str], None]) -> Data:  # fmt: skip
     stream = _stream(settings, source, world, device)
     names = tuple(source.class_names) if labelled else None
     return Data(_labels(stream.batches, labelled), 3, settings.size, source.num_classes if labelled else None, names, source.fingerprint,
-                len(source), examples(settings, source))  # fmt: skip
+                len(source), partial(examples, settings, source))  # fmt: skip
 
 
 def _labels(batches: Callable[[int, int], Iterator[Rows]], labelled: bool) -> Callable[[int, int], Iterator[Rows]]:
@@ -75,20 +80,44 @@ def examples(settings: Settings, source: Source) -> Tensor:
     return next(iter(stream.batches(0, 1)))[1].x0
 
 
-def _latents(settings: Settings, source: Source, labelled: bool, folder: RunFolder, world: World, device: torch.device,
-             note: Callable[[str], None]) -> Data:  # fmt: skip
-    from percepta.data.latents import LatentStream, encode_latents
+def _latents(
+    settings: Settings, source: Source, labelled: bool, world: World, device: torch.device, note: Callable[[str], None]
+) -> Data:
+    """Encode once, free the encoder's memory, train on the cache: the three phases of a latent run."""
+    from percepta.data.latents import LatentStream
     from percepta.networks import load_autoencoder
 
     assert settings.vae is not None
     vae = load_autoencoder(vae_folder(settings.vae)).requires_grad_(False).eval()
-    vae.to(device)
-    cache = Path(settings.cache)
-    barrier()
     if world.first:
-        note(f"latents: {cache}")
-    _ = (LatentStream, encode_latents, cache, labelled, folder)
-    raise AssertionError
+        cache_latents(settings, source, vae, device, note)
+    barrier()
+    result = cache_latents(settings, source, vae, device, lambda text: None)
+    vae.to("cpu")
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    stream = LatentStream(result.path, settings.seed, settings.batch, world.rank, world.size)
+    channels, size, _ = stream.shape
+    names = tuple(source.class_names) if labelled else None
+    batches = _labels(stream.batches, labelled)
+    count, classes = len(source), source.num_classes if labelled else None
+    return Data(batches, channels, size, classes, names, result.key, count, partial(examples, settings, source), vae)
+
+
+def cache_latents(settings: Settings, source: Source, vae: Any, device: torch.device, note: Callable[[str], None]) -> "CacheResult":
+    """Find or fill the latent cache of these settings, and say which."""
+    from percepta.data.latents import encode_latents
+
+    folder = settings.cache or Path(os.environ.get("PERCEPTA_CACHE", "~/.cache/percepta")).expanduser()
+    transform = Transform(settings.size, settings.crop, settings.flip)
+    started = time.monotonic()
+    vae.to(device)
+    result = encode_latents(
+        source, vae, folder / "latents", transform, on_bad=settings.on_bad_image, device=device,
+        progress=lambda done, total: note(f"encoding latents: {done}/{total} ({done / (time.monotonic() - started):.0f} img/s)"),
+    )  # fmt: skip
+    note(f"latent cache {'hit' if result.hit else f'miss: {result.encoded} images encoded'}: {result.path}")
+    return result
 
 
 def vae_folder(path: str) -> Path:

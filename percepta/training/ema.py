@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,7 +43,7 @@ class Classic(AbstractDecay):
     """
 
     decay: float = 0.9999  # Dhariwal and Nichol 2021; DiT
-    warmup: Literal["ramp", "power", "none"] = "ramp"
+    warmup: str = "ramp"
 
     def __post_init__(self) -> None:
         if not 0 <= self.decay < 1 or self.warmup not in ("ramp", "power", "none"):

@@ -1,6 +1,6 @@
 """A whole run, from flags to an exported model: data, latents, method, loop, export."""
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from percepta import distributed
 from percepta._version import __version__
 from percepta.networks import Network
 from percepta.rng import mix
+from percepta.training.config import asked
 from percepta.training.data import Data, open_data
 from percepta.training.folder import RunFolder, write_json
 from percepta.training.log import Meter, console, make_trackers
@@ -51,14 +52,14 @@ def _train(recipe: Recipe, settings: Settings, folder: RunFolder, flag: StopFlag
     device = pick_device(settings.device, world.local_rank)
     check_precision(settings.mixed_precision, device)
     note = (lambda text: None) if quiet else console.print
-    data = open_data(settings, folder, world, device, note)
+    data = open_data(settings, world, device, note)
     method = build_method(recipe, settings, data)
     method.to(device)
     prepare_networks(method, settings, device)
     state = make_state(method, settings, device)
     for player in state.players.values():
         distributed.broadcast_parameters(list(player.module.state_dict().values()))
-    if settings.resume and not resume(state, folder.root, note):
+    if settings.resume and not resume(state, folder.root, folder.writes, note):
         note(f"no checkpoint in {folder.root} yet: starting from the beginning")
     folder.rewind(state.step)
     if world.first:
@@ -111,11 +112,8 @@ def prepare_networks(method: Method, settings: Settings, device: torch.device) -
 
 def describe(recipe: Recipe, settings: Settings, data: Data, method: Method, world: distributed.World) -> dict[str, Any]:
     """config.json: what was asked for, and what it came to; `percepta train NAME --config` reads the first three."""
-    flags = asdict(replace(settings, resume=False))
     return {
-        "recipe": recipe.name,
-        "knobs": asdict(recipe),
-        "settings": {k: str(v) if isinstance(v, Path) else v for k, v in flags.items()},
+        **asked(recipe, settings),
         "resolved": {
             "percepta": __version__, "torch": torch.__version__, "processes": world.size, "data": data.fingerprint, "images": data.count,
             "num_classes": data.num_classes, "class_names": data.class_names, "shape": [data.channels, data.size, data.size],

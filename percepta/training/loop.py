@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from percepta import distributed
 from percepta.estimate import Batch
 from percepta.rng import Rng
 from percepta.training import checkpoint as checkpoints
@@ -174,8 +175,11 @@ def averaged(state: State):
     return state.ema.swap() if state.ema is not None and state.ema.updates else nullcontext()
 
 
-def resume(state: State, folder: Path, note: Callable[[str], None]) -> bool:
+def resume(state: State, folder: Path, writes: bool, note: Callable[[str], None]) -> bool:
     """Load the newest good checkpoint of a run folder into the state, and say which were damaged. False if there is none."""
+    if writes:
+        checkpoints.tidy(folder)
+    distributed.barrier()
     good, damaged = checkpoints.latest_good(folder)
     for path, reason in damaged:
         note(f"{path.name} is damaged and is not used: {reason}")

@@ -7,7 +7,6 @@ flat dictionary by parameter NAME, for safetensors: a changed order of parameter
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -77,7 +76,7 @@ class Schedule:
     """
 
     lr: float = 1e-4
-    kind: Literal["constant", "cosine", "linear", "edm", "edm2"] = "constant"
+    kind: str = "constant"
     warmup: float = 0
     total: float | None = None
     final: float = 0.0

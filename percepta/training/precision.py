@@ -41,7 +41,7 @@ def autocast(mixed: str, device: torch.device) -> AbstractContextManager:
 
 def compile_network(network: nn.Module, device: torch.device, mode: str | None) -> bool:
     """Compile in place (names of parameters stay). Off by itself, with a warning, where no compiler can be found."""
-    missing = _missing_compiler(device)
+    missing = missing_compiler(device)
     if missing:
         warnings.warn(f"--compile is off: {missing}", stacklevel=2)
         return False
@@ -49,7 +49,7 @@ def compile_network(network: nn.Module, device: torch.device, mode: str | None) 
     return True
 
 
-def _missing_compiler(device: torch.device) -> str | None:
+def missing_compiler(device: torch.device) -> str | None:
     if device.type == "mps":
         return "torch.compile is not reliable on MPS"
     if device.type == "cuda":

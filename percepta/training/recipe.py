@@ -4,11 +4,10 @@ A recipe is one file in percepta/recipes/ with one subclass; listing the folder 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from percepta.estimate import Denoise
@@ -31,7 +30,7 @@ class Context:
     network: str | None = None
     init: Denoiser | None = None
     vae: Any = None
-    examples: Tensor = field(default_factory=lambda: torch.empty(0))  # the first images, in [-1, 1]
+    examples: Callable[[], Tensor] | None = None  # the first images, in [-1, 1]
 
     def check_init(self, formulation: Formulation) -> None:
         """Refuse to train --init under another meaning of its output."""

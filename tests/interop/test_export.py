@@ -1,5 +1,6 @@
 """Exports load where Percepta is not installed, and give the images that the denoiser itself gives."""
 
+import itertools
 import json
 import os
 import subprocess
@@ -118,7 +119,7 @@ def ddpm(denoiser, x, labels, scale, generator, clip=None):
 
 
 def euler(denoiser, x, labels, scale, times):
-    for t, s in zip(times[:-1], times[1:], strict=True):
+    for t, s in itertools.pairwise(times):
         x0 = guided(denoiser, x, t, labels, scale)
         x = x0 + s / t * (x - x0) if denoiser.formulation.output == "edm" else x + (s - t) * (x - x0) / t
     return x
@@ -136,6 +137,10 @@ def expected(kind, denoiser, channels, labels=None, scale=1.0, autoencoder=None,
     with torch.no_grad():
         if kind == "ddim":
             x = ddim(denoiser, x, labels, scale, generator, clip)
+        elif kind == "dpmpp":
+            from percepta.samplers import dpmpp_2m, grid, integrate
+
+            x = integrate(dpmpp_2m(), denoiser, x, grid(denoiser.path, STEPS, "trailing"))
         elif kind == "ddpm":
             x = ddpm(denoiser, x, labels, scale, generator, clip)
         elif kind == "edm":
@@ -176,6 +181,7 @@ def cases():
         "x0-table": (on(plain, TABLE), {}, "DDIMPipeline", {}, batch, ("ddim", {})),
         "v-cosine": (on(plain, COSINE), {}, "DDIMPipeline", {}, batch, ("ddim", {})),
         "ddpm": (on(plain, LINEAR), {"sampler": ddpm_clip}, "DDPMPipeline", {}, batch, ("ddpm", {"clip": 1.0})),
+        "dpmpp": (on(plain, LINEAR), {"sampler": SamplerDefaults("dpmpp")}, "DDPMPipeline", {}, batch, ("dpmpp", {})),
         "scaled": (on(plain, Formulation(LinearBeta(500, 0.001, 0.03, True))), {}, "DDIMPipeline", {}, batch, ("ddim", {})),
         "classes": (by_class, {"class_names": "abc"}, "ConsistencyModelPipeline", {}, shown, ("ddim", {"labels": cond})),
         "classes-guided": (by_class, {}, "ConsistencyModelPipeline", BESIDE, labels | {"guidance_scale": 2.0}, ("ddim", {"labels": cond, "scale": 2.0})),
@@ -215,7 +221,9 @@ def exported(tmp_path_factory):
     (root / "jobs.json").write_text(json.dumps(jobs))
     (root / "child.py").write_text(CHILD)
     environment = {**os.environ, "HF_HOME": str(root / "hf"), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([sys.executable, "child.py", "jobs.json", "images.safetensors"], cwd=root, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "child.py", "jobs.json", "images.safetensors"], cwd=root, env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     from safetensors.torch import load_file
 
@@ -264,6 +272,36 @@ def test_the_scheduler_alone_says_the_same(exported):
         assert all(torch.equal(a, b) for a, b in zip(found.coefficients(t), wanted.coefficients(t), strict=True)), name
 
 
+@pytest.mark.parametrize(
+    ("formulation", "defaults"),
+    [
+        (LINEAR, SamplerDefaults(steps=7)),
+        (COSINE, SamplerDefaults(steps=10, spacing="trailing")),
+        (LINEAR, SamplerDefaults("dpmpp", 7)),
+        (EDM, SamplerDefaults("euler", 6)),
+        (EDM, SamplerDefaults("dpmpp", 6)),
+        (FLOW, SamplerDefaults("euler", 6, "shifted", shift=2.0)),
+    ],
+)
+def test_exported_schedulers_sample_as_percepta_does(formulation, defaults):
+    """The scheduler that an export writes, in the exported pipeline's loop, against percepta.samplers on the same noise."""
+    from percepta.interop import scheduler_for
+    from percepta.interop.percepta_pipeline import PerceptaPipeline
+    from percepta.samplers import grid, integrate, solver, start
+
+    full = defaults.resolved(formulation)
+    denoiser = Denoiser(adapt(unet()), formulation)
+    pipe = PerceptaPipeline(scheduler_for(formulation, defaults), denoiser.network.model)
+    pipe.set_progress_bar_config(disable=True)
+    noise = torch.randn(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(SEED))
+    times = grid(formulation.path, full.steps, full.spacing, shift=full.shift)
+    with torch.no_grad():
+        wanted = integrate(solver(full.solver), denoiser, start(denoiser.path, float(times[0]), noise), times)
+    got = pipe(batch_size=2, latents=noise, num_inference_steps=full.steps, output_type="pt").images
+    # EDM's schedulers start from sqrt(80^2 + 1) times the noise
+    torch.testing.assert_close(got, (wanted / 2 + 0.5).clamp(0, 1), atol=3e-4 if formulation is EDM else 3e-5, rtol=0)
+
+
 def test_nothing_is_left_behind_and_cards_are_whole(exported):
     root, _, errors = exported
     assert not [p for p in root.iterdir() if p.name.startswith(".")]
@@ -310,8 +348,11 @@ def test_a_failing_export_leaves_the_old_one(tmp_path, monkeypatch):
     ("options", "message"),
     [
         ({"sampler": SamplerDefaults("heun")}, "no scheduler for the solver 'heun'"),
-        ({"sampler": SamplerDefaults(spacing="quadratic")}, "know no spacing 'quadratic'"),
-        ({"sampler": SamplerDefaults("dpmpp_2m", clip=1.0)}, "clipping"),
+        ({"sampler": SamplerDefaults(spacing="quadratic")}, "does not sample with the spacing 'quadratic'"),
+        ({"sampler": SamplerDefaults("dpmpp", clip=1.0)}, "clipping"),
+        ({"sampler": SamplerDefaults("dpmpp", spacing="leading")}, "does not sample"),
+        ({"sampler": SamplerDefaults(steps=30, spacing="trailing")}, "divisor"),
+        ({"sampler": SamplerDefaults(steps=0)}, "steps must be"),
         ({"class_names": ["a"]}, "1 class names for a network of None classes"),
         ({"card": {"licence": "MIT"}}, "no field licence"),
     ],
@@ -325,7 +366,10 @@ def test_wrong_wishes_are_refused(tmp_path, options, message):
 def test_own_code_is_plain(tmp_path):
     from percepta.interop.travelling import travelling_source
 
-    for text in (travelling_source(DDPMPP), Path(sys.modules["percepta.interop.export"].__file__).with_name("percepta_pipeline.py").read_text()):
+    for text in (
+        travelling_source(DDPMPP),
+        Path(sys.modules["percepta.interop.export"].__file__).with_name("percepta_pipeline.py").read_text(),
+    ):
         assert "jaxtyping" not in text
         assert "import percepta" not in text
         assert "from percepta" not in text

@@ -1,5 +1,4 @@
 import copy
-import re
 
 import pytest
 import torch
@@ -20,9 +19,8 @@ def test_every_family_runs_forward_and_backward(family, tiny, images):
     assert raw.shape == (4, 3, 8, 8)
     raw.square().mean().backward()
     silent = [name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()]
-    # the last context branch of an MMDiT ends in nothing, and softmax attention does not see a constant added to every key
-    allowed = re.compile(r"augment_in|key.*bias|to_k\.bias|add_k_proj\.bias|time_embedding\.cond_proj|conv0\.bias|conv1\.bias|attn\.to_k|context|to_[qk]|add_[qk]_proj")
-    assert not [name for name in silent if not allowed.search(name)]
+    expected = {"mmdit": ["model.transformer_blocks.1.attn.add_q_proj.weight", "model.transformer_blocks.1.attn.add_q_proj.bias"]}
+    assert silent == expected.get(family, []), "every parameter learns, but the queries of a last context branch that nobody reads"
 
 
 def test_every_family_hears_its_label_and_its_time(family, tiny, images):
@@ -30,7 +28,9 @@ def test_every_family_hears_its_label_and_its_time(family, tiny, images):
     with torch.no_grad():
         one = network(images, TIMES, LABELS)
         assert not torch.equal(one, network(images, TIMES, LABELS.flip(0)))
-        assert not torch.equal(one, network(images, TIMES + 0.25, LABELS)), "a quarter of a timestep must be heard: times are floats"
+        assert not torch.equal(one, network(images, TIMES + 0.25, LABELS)), (
+            "a quarter of a timestep must be heard: times are floats"
+        )
         assert torch.equal(one, network(images, TIMES, LABELS))
 
 
@@ -48,7 +48,9 @@ def test_rows_do_not_see_each_other(family, tiny, images):
         whole = network(images.double(), TIMES, LABELS)
         for k in range(4):
             part = network(images[k : k + 1].double(), TIMES[k : k + 1], LABELS[k : k + 1])
-            torch.testing.assert_close(part, whole[k : k + 1], rtol=1e-5, atol=1e-6)  # embeddings of time are float32 in every model
+            torch.testing.assert_close(
+                part, whole[k : k + 1], rtol=1e-5, atol=1e-6
+            )  # embeddings of time are float32 in every model
 
 
 def test_unconditional_networks_take_no_condition(family, tiny, images):
@@ -90,15 +92,17 @@ def test_dropping_replaces_exactly_the_chosen_rows(family, tiny):
 def test_the_estimator_drops_alone(tiny, images):
     """DiTTransformer2DModel drops labels in every block by itself, from the global generator: not here."""
     network = tiny("dit").train()
-    torch.manual_seed(0)
     state = torch.random.get_rng_state()
-    outs = {float(network(images, TIMES, LABELS).sum()) for _ in range(20)}
+    with torch.no_grad():
+        outs = {float(network(images, TIMES, LABELS).sum()) for _ in range(20)}
     assert len(outs) == 1
     assert torch.equal(state, torch.random.get_rng_state())
     foreign = copy.deepcopy(network.model)
     for block in foreign.transformer_blocks:
         block.norm1.emb.class_embedder.dropout_prob = 0.5
-    assert len({float(foreign(images, TIMES, LABELS).sample.sum()) for _ in range(20)}) > 1, "the trap that this test is about is gone"
+    with torch.no_grad():
+        drawn = {float(foreign(images, TIMES, LABELS).sample.sum()) for _ in range(20)}
+    assert len(drawn) > 1, "the trap that this test is about is gone"
 
 
 def test_save_and_load_give_the_same_network(family, tiny, images, tmp_path):
@@ -135,14 +139,23 @@ def test_number_of_heads(tiny, images):
     assert heads == {3}
     with torch.no_grad():  # this model has heads of 8 at 24 channels: three of them, so nothing changes, but one head differs
         assert torch.equal(network(images, TIMES, LABELS), three(images, TIMES, LABELS))
-        assert not torch.equal(network(images, TIMES, LABELS), adapt(copy.deepcopy(network.model), num_heads=1)(images, TIMES, LABELS))
+        assert not torch.equal(
+            network(images, TIMES, LABELS), adapt(copy.deepcopy(network.model), num_heads=1)(images, TIMES, LABELS)
+        )
     with pytest.raises(ValueError, match="cannot have num_heads=5"):
         adapt(network.model, num_heads=5)
 
 
 def test_a_foreign_class_table_has_no_null_label(images):
-    model = UNet2DModel(sample_size=8, block_out_channels=(16, 16), down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2,
-                        norm_num_groups=8, layers_per_block=1, num_class_embeds=6)
+    model = UNet2DModel(
+        sample_size=8,
+        block_out_channels=(16, 16),
+        down_block_types=("DownBlock2D",) * 2,
+        up_block_types=("UpBlock2D",) * 2,
+        norm_num_groups=8,
+        layers_per_block=1,
+        num_class_embeds=6,
+    )
     network = adapt(model)
     assert network.num_classes == 6
     with pytest.raises(ValueError, match="has no null label"):
@@ -155,8 +168,15 @@ def test_a_foreign_class_table_has_no_null_label(images):
 
 
 def test_learned_variance_comes_back_whole_and_the_denoiser_reads_the_first_channels(images):
-    model = UNet2DModel(sample_size=8, out_channels=6, block_out_channels=(16, 16), down_block_types=("DownBlock2D",) * 2,
-                        up_block_types=("UpBlock2D",) * 2, norm_num_groups=8, layers_per_block=1)
+    model = UNet2DModel(
+        sample_size=8,
+        out_channels=6,
+        block_out_channels=(16, 16),
+        down_block_types=("DownBlock2D",) * 2,
+        up_block_types=("UpBlock2D",) * 2,
+        norm_num_groups=8,
+        layers_per_block=1,
+    )
     network = adapt(model)
     assert (network.in_channels, network.out_channels) == (3, 6)
     denoiser = Denoiser(network, Formulation(LinearBeta()))
@@ -174,19 +194,22 @@ def test_edm_denoiser_over_every_family(family, tiny, images):
     assert torch.isfinite(x0_hat).all()
 
 
-@pytest.mark.parametrize(("x", "time", "cond", "message"), [
-    (torch.zeros(2, 4, 8, 8), torch.zeros(2), None, r"reads \[b, 3, h, w\], got \(2, 4, 8, 8\)"),
-    (torch.zeros(2, 3, 64), torch.zeros(2), None, r"reads \[b, 3, h, w\]"),
-    (torch.zeros(2, 3, 7, 8), torch.zeros(2), None, "cannot take 7 x 8: height and width must be multiples of 2"),
-    (torch.zeros(2, 3, 8, 8), torch.zeros(3), None, "one float time per sample"),
-    (torch.zeros(2, 3, 8, 8), torch.zeros(2, dtype=torch.long), None, "one float time per sample"),
-    (torch.zeros(2, 3, 8, 8), torch.zeros(2), None, r"integer labels 0 .. 4, got nothing; .* network.null_condition\(n\)"),
-    (torch.zeros(2, 3, 8, 8), torch.zeros(2), {"text": torch.zeros(2, 1)}, "got text"),
-    (torch.zeros(2, 3, 8, 8), torch.zeros(2), torch.zeros(2), "vector of int64, got torch.float32"),
-    (torch.zeros(2, 3, 8, 8), torch.zeros(2), torch.tensor([1]), r"of 2 samples must be \[2, ...\], got \(1,\)"),
-    (torch.zeros(2, 3, 8, 8), torch.zeros(2), torch.tensor([1, 6]), r"must lie in 0 .. 4 \(5 is the null label\), got 1 to 6"),
-    (torch.zeros(2, 3, 8, 8), torch.zeros(2), torch.tensor([-1, 0]), "got -1 to 0"),
-])
+@pytest.mark.parametrize(
+    ("x", "time", "cond", "message"),
+    [
+        (torch.zeros(2, 4, 8, 8), torch.zeros(2), None, r"reads \[b, 3, h, w\], got \(2, 4, 8, 8\)"),
+        (torch.zeros(2, 3, 64), torch.zeros(2), None, r"reads \[b, 3, h, w\]"),
+        (torch.zeros(2, 3, 7, 8), torch.zeros(2), None, "cannot take 7 x 8: height and width must be multiples of 2"),
+        (torch.zeros(2, 3, 8, 8), torch.zeros(3), None, "one float time per sample"),
+        (torch.zeros(2, 3, 8, 8), torch.zeros(2, dtype=torch.long), None, "one float time per sample"),
+        (torch.zeros(2, 3, 8, 8), torch.zeros(2), None, r"integer labels 0 .. 4, got nothing; .* network.null_condition\(n\)"),
+        (torch.zeros(2, 3, 8, 8), torch.zeros(2), {"text": torch.zeros(2, 1)}, "got text"),
+        (torch.zeros(2, 3, 8, 8), torch.zeros(2), torch.zeros(2), "vector of int64, got torch.float32"),
+        (torch.zeros(2, 3, 8, 8), torch.zeros(2), torch.tensor([1]), r"of 2 samples must be \[2, ...\], got \(1,\)"),
+        (torch.zeros(2, 3, 8, 8), torch.zeros(2), torch.tensor([1, 6]), r"must lie in 0 .. 4 \(5 is the null label\), got 1 to 6"),
+        (torch.zeros(2, 3, 8, 8), torch.zeros(2), torch.tensor([-1, 0]), "got -1 to 0"),
+    ],
+)
 def test_wrong_input_is_refused_with_advice(family, tiny, x, time, cond, message):
     with pytest.raises(ValueError, match=message):
         tiny(family)(x, time, cond)
@@ -206,17 +229,32 @@ def test_models_that_cannot_be_driven_are_refused():
     with pytest.raises(ValueError, match="no adapter for AutoencoderKL"):
         adapt(AutoencoderKL(norm_num_groups=8, block_out_channels=(8,)))
     for kind in ("learned", "fourier"):
-        model = UNet2DModel(block_out_channels=(16, 16), down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2, norm_num_groups=8,
-                            time_embedding_type=kind, num_train_timesteps=10)
+        model = UNet2DModel(
+            block_out_channels=(16, 16),
+            down_block_types=("DownBlock2D",) * 2,
+            up_block_types=("UpBlock2D",) * 2,
+            norm_num_groups=8,
+            time_embedding_type=kind,
+            num_train_timesteps=10,
+        )
         with pytest.raises(ValueError, match=f"time_embedding_type='{kind}' cannot be driven"):
             adapt(model)
 
 
 @pytest.fixture
 def text_unet() -> UNet2DConditionModel:
-    return UNet2DConditionModel(sample_size=8, in_channels=3, out_channels=3, block_out_channels=(16, 16), norm_num_groups=8, layers_per_block=1,
-                                down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-                                cross_attention_dim=12, attention_head_dim=8)
+    return UNet2DConditionModel(
+        sample_size=8,
+        in_channels=3,
+        out_channels=3,
+        block_out_channels=(16, 16),
+        norm_num_groups=8,
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=12,
+        attention_head_dim=8,
+    )
 
 
 def test_text_conditions_and_their_stored_null(text_unet, images):
@@ -241,15 +279,27 @@ def test_text_conditions_and_their_stored_null(text_unet, images):
 def test_text_without_a_stored_null_cannot_be_dropped(text_unet):
     with pytest.raises(ValueError, match="no null condition is stored for 'encoder_hidden_states'"):
         adapt(text_unet).null_condition(2)
-    with pytest.raises(ValueError, match=r"a null condition 'text' was given, but this UNet2DConditionModel reads 'encoder_hidden_states'"):
+    with pytest.raises(
+        ValueError, match=r"a null condition 'text' was given, but this UNet2DConditionModel reads 'encoder_hidden_states'"
+    ):
         adapt(text_unet, null={"text": torch.zeros(1, 2, 12)})
     with pytest.raises(ValueError, match=r"one row, \[1, ...\], got \(2, 7, 12\)"):
         adapt(text_unet, null={"encoder_hidden_states": torch.zeros(2, 7, 12)})
 
 
 def test_mmdit_told_text(images):
-    model = SD3Transformer2DModel(sample_size=8, in_channels=3, out_channels=3, num_layers=1, attention_head_dim=8, num_attention_heads=2,
-                                  joint_attention_dim=12, pooled_projection_dim=10, caption_projection_dim=16, pos_embed_max_size=8)
+    model = SD3Transformer2DModel(
+        sample_size=8,
+        in_channels=3,
+        out_channels=3,
+        num_layers=1,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=12,
+        pooled_projection_dim=10,
+        caption_projection_dim=16,
+        pos_embed_max_size=8,
+    )
     network = adapt(model)
     cond = {"encoder_hidden_states": torch.randn(4, 6, 12), "pooled_projections": torch.randn(4, 10)}
     with torch.no_grad():
@@ -260,10 +310,21 @@ def test_mmdit_told_text(images):
 
 
 def test_sdxl_conditions_reach_the_network(images):
-    model = UNet2DConditionModel(sample_size=8, in_channels=3, out_channels=3, block_out_channels=(16, 16), norm_num_groups=8, layers_per_block=1,
-                                 down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-                                 cross_attention_dim=12, attention_head_dim=8, addition_embed_type="text_time", addition_time_embed_dim=8,
-                                 projection_class_embeddings_input_dim=58)
+    model = UNet2DConditionModel(
+        sample_size=8,
+        in_channels=3,
+        out_channels=3,
+        block_out_channels=(16, 16),
+        norm_num_groups=8,
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=12,
+        attention_head_dim=8,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=58,
+    )
     network = adapt(model, null={"encoder_hidden_states": torch.zeros(1, 5, 12), "text_embeds": torch.zeros(1, 10)}).eval()
     cond = {"encoder_hidden_states": torch.randn(4, 5, 12), "text_embeds": torch.randn(4, 10), "time_ids": torch.rand(4, 6)}
     with torch.no_grad():

@@ -44,7 +44,9 @@ def test_the_variance_of_a_stochastic_step_is_the_posterior(gaussian):
     for eta in (0.3, 1.0):
         step = ddim(eta)
         noise = torch.ones_like(X)
-        sig = (step(Bound(gaussian(path)), State(X), t, s, noise).x - step(Bound(gaussian(path)), State(X), t, s, 0 * noise).x)[0, 0, 0, 0]
+        sig = (step(Bound(gaussian(path)), State(X), t, s, noise).x - step(Bound(gaussian(path)), State(X), t, s, 0 * noise).x)[
+            0, 0, 0, 0
+        ]
         abar_t, abar_s = path.abar[500], path.abar[250]
         assert torch.isclose(sig, eta * ((1 - abar_s) / (1 - abar_t)).sqrt() * (1 - abar_t / abar_s).sqrt())
 

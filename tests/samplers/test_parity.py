@@ -57,7 +57,7 @@ def exactly(scheduler, path):
     return scheduler
 
 
-@pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])
+@pytest.mark.parametrize("spacing", ["leading", "trailing"])  # on linspace theirs steps to t - T//S, which its list does not hold
 @pytest.mark.parametrize("clip", [None, (-1.0, 1.0)])
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 def test_ddim(eta, clip, spacing, denoiser, monkeypatch):
@@ -71,8 +71,6 @@ def test_ddim(eta, clip, spacing, denoiser, monkeypatch):
         t = own_time(k)
         eps = noise_of(ours(expected, t), expected, t, VP)
         expected = scheduler.step(eps, k, expected, eta=eta).prev_sample
-        if eta > 0 and scheduler.previous_timestep(k) < 0:  # theirs draws for the last step too where its sigma is not 0
-            break
     got = integrate(step, ours, x, grid(VP, 10, spacing), rng=RNG)
     assert (got - expected).abs().max() < 1e-9
 
@@ -113,7 +111,8 @@ def test_the_whole_chain_in_float32(denoiser, monkeypatch):
     ours, scheduler, step = denoiser(), DDPMScheduler(clip_sample=False), ddpm()
     scheduler.set_timesteps(50)
     inject(monkeypatch, "scheduling_ddpm", noises(step, 50, Z))
-    assert (integrate(step, ours, Z, grid(VP, 50), rng=RNG) - loop(ours, scheduler, Z)).abs().max() < 2e-4
+    got, expected = integrate(step, ours, Z, grid(VP, 50), rng=RNG), loop(ours, scheduler, Z)
+    assert (got - expected).abs().max() < 2e-5 * expected.abs().max()
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "sample"])

@@ -1,0 +1,81 @@
+"""percepta sample: images from a run or a diffusers pipeline, as files, an .npz or one grid."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from percepta.cli.parse import Usage, parse, to_stdout
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Draw images. Image k depends on the seed and on k alone: any batch size, any order, the same image.
+
+    Example: percepta sample runs/ddpm --num 64 --steps 50 --out samples/
+
+    OUT ending in .png is one grid, in .npz an array of uint8 images (`arr_0`, labels in `arr_1`: ADM's layout), anything else a folder
+    of PNG files with protocol.json. A folder that was left half full by the same command is filled up.
+    """
+
+    source: tyro.conf.Positional[Path]
+    """A run folder, or a folder of a diffusers pipeline."""
+    out: Path = Path("samples")
+    """Folder, FILE.npz or FILE.png."""
+    num: int = 16
+    """How many images."""
+    steps: int = 50
+    """Steps of the sampler."""
+    sampler: str | None = None
+    """ddim, ddpm, euler, heun, rk4, dpmpp, adaptive, or the name of a diffusers scheduler class. Default: the pipeline's."""
+    spacing: str | None = None
+    """Where the steps are: leading, linspace, trailing, quadratic, karras, logsnr, uniform, shifted. Default: the usual one."""
+    eta: float = 0.0
+    """ddim: share of fresh noise, 0 none to 1 as DDPM."""
+    clip: bool | None = None
+    """ddim and ddpm: clip the clean estimate to [-1, 1]. Default: yes for pixels, no for latents."""
+    guidance: float = 1.0
+    """Classifier-free guidance; 1 is none."""
+    classes: tuple[str, ...] = ()
+    """Class names or numbers, repeated in turn. Default: all classes in turn."""
+    seed: int = 0
+    """With the image's number it decides the image."""
+    batch: int = 64
+    """Images at a time: memory only, the images stay the same."""
+    device: str = "auto"
+    """auto, cpu, cuda or mps."""
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    """Precision of the network's arithmetic."""
+    json: bool = False
+    """Print the protocol as one JSON object."""
+
+
+def run(args: Sequence[str]) -> int:
+    command = parse(Sample, args, "percepta sample")
+    for name in ("num", "steps", "batch"):
+        if getattr(command, name) < 1:
+            raise Usage(f"percepta sample: --{name} must be at least 1, got {getattr(command, name)}")
+    from percepta.sampling import draw
+    from percepta.training.signals import Interrupted, stop_on_signals
+
+    with stop_on_signals() as flag:
+        try:
+            protocol = draw(_job(command), command.out, flag.check)
+        except Interrupted:
+            print(f"stopped; run the same command again to go on: {command.out}" if command.out.suffix == "" else "stopped")
+            return 3
+    to_stdout(json.dumps(protocol) if command.json else f"{command.num} images in {command.out}")
+    return 0
+
+
+def _job(command: Sample):
+    from percepta.sampling import Job
+
+    return Job(
+        source=command.source, num=command.num, steps=command.steps, sampler=command.sampler, spacing=command.spacing, eta=command.eta,
+        clip=command.clip, guidance=command.guidance, classes=command.classes, seed=command.seed, batch=command.batch,
+        device=command.device, mixed_precision=command.mixed_precision,
+    )  # fmt: skip

@@ -1,0 +1,201 @@
+"""From a run or a pipeline to images in files, with the protocol that made them: what `percepta sample` and evaluation share."""
+
+import difflib
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from percepta._version import __version__
+from percepta.images import grid, save_png, to_uint8
+from percepta.interop import Pipeline, load_pipeline
+from percepta.networks import Autoencoder, Network
+from percepta.rng import rng_for
+from percepta.samplers import SOLVERS, guided, sample, with_scheduler
+
+PROTOCOL = "protocol.json"
+Check = Callable[..., None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What to draw, and how."""
+
+    source: Path
+    num: int
+    steps: int = 50
+    sampler: str | None = None
+    spacing: str | None = None
+    eta: float = 0.0
+    clip: bool | None = None
+    guidance: float = 1.0
+    classes: tuple[str, ...] = ()
+    seed: int = 0
+    batch: int = 64
+    device: str = "auto"
+    mixed_precision: str = "no"
+
+
+class Drawing:
+    """A loaded pipeline and a job: any part of the job's images, as often as wanted."""
+
+    def __init__(self, job: Job, check: Check = lambda *_: None) -> None:
+        from percepta.training.precision import check_precision, pick_device
+
+        self.job, self.check = job, check
+        self.device = pick_device(job.device)
+        check_precision(job.mixed_precision, self.device)
+        self.pipeline: Pipeline = load_pipeline(job.source)
+        self.denoiser = self.pipeline.denoiser.to(self.device).eval()
+        network = self.denoiser.network
+        assert isinstance(network, Network)
+        if network.sample_size is None:
+            raise ValueError(f"{job.source} does not say which image size it was trained for (sample_size in its network's config.json)")
+        self.shape = (network.in_channels, network.sample_size, network.sample_size)
+        self.vae = None if self.pipeline.vae is None else Autoencoder(self.pipeline.vae).to(self.device).eval()  # pyright: ignore[reportArgumentType]
+        self.labels = class_labels(job, self.pipeline.class_names, network.num_classes)
+        if job.guidance != 1 and self.labels is None:
+            raise ValueError(f"--guidance {job.guidance:g} needs a class-conditional model; {job.source} has no classes")
+        self.sampler = job.sampler or self.pipeline.sampler.resolved(self.denoiser.formulation).solver
+        discrete = self.sampler in ("ddim", "ddpm")
+        self.clip = (-1.0, 1.0) if discrete and (job.clip or (job.clip is None and self.vae is None)) else None
+        if job.clip and not discrete:
+            raise ValueError(f"--clip belongs to the samplers ddim and ddpm, not to {self.sampler}")
+
+    def protocol(self) -> dict[str, Any]:
+        """All that decides the images. Batch size and device do not."""
+        job = self.job
+        return {
+            "source": str(job.source), "weights": weights_hash(self.denoiser), "sampler": self.sampler, "steps": job.steps,
+            "spacing": job.spacing, "eta": job.eta, "clip": self.clip, "guidance": job.guidance, "classes": list(job.classes),
+            "seed": job.seed, "num": job.num, "mixed_precision": job.mixed_precision, "percepta": __version__,
+        }  # fmt: skip
+
+    @torch.no_grad()
+    def images(self, first: int, count: int) -> Tensor:
+        """Images first .. first + count - 1 of the job, float [-1, 1] on the CPU."""
+        from percepta.training.precision import autocast
+
+        rng = rng_for(self.job.seed, first, count, stream="sample", device=self.device)
+        cond = None if self.labels is None else self.labels[first : first + count].to(self.device)
+        with autocast(self.job.mixed_precision, self.device):
+            x0 = self._sampled(rng, cond, count)
+            if self.vae is not None:
+                self.check()
+                x0 = torch.cat([self.vae.decode(part) for part in x0.split(16)])
+        return x0.float().clamp(-1, 1).cpu()
+
+    def _sampled(self, rng, cond: Tensor | None, count: int) -> Tensor:
+        job = self.job
+        assert self.sampler is not None
+        if self.sampler in SOLVERS:
+            return sample(
+                self.denoiser, self.sampler, job.steps, shape=self.shape, rng=rng, cond=cond, guidance=job.guidance,
+                spacing=job.spacing, eta=job.eta, clip=self.clip, batch_size=count, callback=self.check,
+            )  # fmt: skip
+        return with_scheduler(guided(self.denoiser, job.guidance), self.sampler, job.steps, shape=self.shape, rng=rng, cond=cond)
+
+    def batches(self, first: int = 0) -> Iterator[tuple[int, Tensor]]:
+        """(number of the first image, images), a batch at a time."""
+        for start in range(first, self.job.num, self.job.batch):
+            self.check()
+            yield start, self.images(start, min(self.job.batch, self.job.num - start))
+
+
+def class_labels(job: Job, names: tuple[str, ...] | None, count: int | None) -> Tensor | None:
+    """The label of each image: the wanted classes in turn, all where none is named."""
+    wanted = class_numbers(job.classes, names, count)
+    if not count:
+        return None
+    table = torch.tensor(wanted or range(count))
+    return table[torch.arange(job.num) % len(table)]
+
+
+def class_numbers(wanted: Sequence[str], names: Sequence[str] | None, count: int | None) -> tuple[int, ...]:
+    """Classes by name or number."""
+    if not wanted:
+        return ()
+    if not count:
+        raise ValueError("--classes was given, but this model has no classes")
+    numbers = []
+    plain = [name.replace("-", " ") for name in names or ()]
+    for text in wanted:
+        spoken = text.replace("-", " ")
+        if names and spoken in plain:
+            numbers.append(plain.index(spoken))
+        elif text.isdigit() and int(text) < count:
+            numbers.append(int(text))
+        else:
+            near = difflib.get_close_matches(spoken, plain, n=1)
+            close = f", did you mean {near[0]!r}?" if near else ""
+            known = f"0 to {count - 1}" + (f" or a name such as {names[0]}" if names else "")
+            raise ValueError(f"there is no class {text!r}{close}; classes are {known}")
+    return tuple(numbers)
+
+
+def weights_hash(module: torch.nn.Module) -> str:
+    """sha256 of all weights, by name."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def draw(job: Job, out: Path, check: Check = lambda *_: None, progress: Callable[[int], None] = lambda _: None) -> dict[str, Any]:
+    """Draw the job's images to `out` (a folder, .npz or .png) and return the protocol."""
+    drawing = Drawing(job, check)
+    protocol = drawing.protocol()
+    if out.suffix in (".npz", ".png"):
+        parts = []
+        for start, images in drawing.batches():
+            parts.append(images)
+            progress(start + len(images))
+        _write_one(out, torch.cat(parts), drawing.labels)
+        out.with_suffix(".json").write_text(json.dumps(protocol, indent=2) + "\n")
+        return protocol
+    if out.suffix and not out.is_dir():
+        raise ValueError(f"--out {out}: a folder, FILE.npz or FILE.png is written, not {out.suffix}")
+    first = _prepare(out, protocol)
+    for start, images in drawing.batches(first):
+        for k, pixels in enumerate(to_uint8(images)):
+            save_png(out / f"{start + k:06d}.png", pixels)
+        progress(start + len(images))
+    return protocol
+
+
+def _prepare(out: Path, protocol: dict[str, Any]) -> int:
+    """How many images of this very protocol are there already; a folder with anything else is refused."""
+    record = out / PROTOCOL
+    if record.is_file():
+        known = json.loads(record.read_text())
+        different = [k for k, v in json.loads(json.dumps(protocol)).items() if k != "num" and known.get(k) != v]
+        if different:
+            raise ValueError(f"{out} holds images of another protocol ({', '.join(different)} differ): give another --out")
+    elif out.is_dir() and any(out.iterdir()):
+        raise ValueError(f"{out} is not empty and has no {PROTOCOL}: give another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    record.write_text(json.dumps(protocol, indent=2) + "\n")
+    there = 0
+    while (out / f"{there:06d}.png").is_file():
+        there += 1
+    return there
+
+
+def _write_one(out: Path, images: Tensor, labels: Tensor | None) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if out.suffix == ".png":
+        save_png(out, grid(images))
+        return
+    arrays = {"arr_0": to_uint8(images)} | ({} if labels is None else {"arr_1": labels.numpy()})
+    temporary = out.with_name(f".{out.name}.tmp.npz")
+    np.savez(temporary, **arrays)
+    temporary.replace(out)
+
+

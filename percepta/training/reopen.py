@@ -1,0 +1,45 @@
+"""A run from its folder: the method its config.json describes, with the weights of a checkpoint."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from percepta.distributed import World
+from percepta.training import checkpoint as checkpoints
+from percepta.training.config import read_config
+from percepta.training.data import open_data
+from percepta.training.ema import reconstruct
+from percepta.training.job import build_method
+from percepta.training.loop import averaged
+from percepta.training.recipe import Recipe
+from percepta.training.state import load_weights, make_state
+
+
+def export_run(
+    recipes: Mapping[str, type[Recipe]], run: Path, out: Path, step: int | None = None, raw: bool = False, ema_length: float | None = None
+) -> int:
+    """Export a checkpoint of a run; returns its step."""
+    if not (run / "config.json").is_file():
+        raise ValueError(f"{run} is no run folder: it has no config.json")
+    if raw and ema_length is not None:
+        raise ValueError("--raw and --ema-length exclude each other")
+    recipe, settings = read_config(run / "config.json", recipes)
+    checkpoint = checkpoints.load(run if step is None else run / f"checkpoint-{step}")
+    data = open_data(settings, World(), torch.device("cpu"), lambda text: None)
+    method = build_method(recipe, settings, data)
+    state = make_state(method, settings, torch.device("cpu"))
+    state.load(checkpoint)
+    card = {"training": f"percepta train {recipe.name}: {checkpoint.step} steps of {settings.batch} images"}
+    if ema_length is not None:
+        if settings.ema != "power":
+            raise ValueError(f"--ema-length needs a run with --ema power; {run} averaged with --ema {settings.ema}")
+        average = reconstruct(run / "snapshots", ema_length, state.images)
+        load_weights(method.model, {**method.model.state_dict(), **average}, str(run / "snapshots"))
+        raw = True
+    if raw or state.ema is None:
+        method.product.export(out, card)
+    else:
+        with averaged(state):
+            method.product.export(out, card)
+    return checkpoint.step

@@ -1,0 +1,210 @@
+"""The command line as users know it: frozen flags, help that reads like a manual page, one-line errors, one JSON object."""
+
+import ast
+import dataclasses
+import difflib
+import importlib
+import inspect
+import json
+import os
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from percepta.cli import COMMANDS, main
+from percepta.recipes import recipes
+from percepta.training.settings import Settings
+
+FROZEN = Path(__file__).parents[1] / "assets" / "cli.txt"
+REGENERATE = "PERCEPTA_REGENERATE"  # set it to write tests/assets/cli.txt anew, after a flag was changed on purpose
+RECIPES = recipes()
+TINY = "--data shapes:length=8 --size 8 --steps 1 --batch 2 --sample-every 0 --sample-num 2".split()
+
+
+def command_classes() -> dict[str, type]:
+    """The record behind each command: `sample` -> Sample, `cache latents` -> Latents. `train` has its recipes instead."""
+    out = {}
+    for name in COMMANDS:
+        module = importlib.import_module(f"percepta.cli.{name}")
+        mine = [v for v in vars(module).values() if dataclasses.is_dataclass(v) and v.__module__ == module.__name__]
+        out |= {name if cls.__name__.lower() == name else f"{name} {cls.__name__.lower()}": cls for cls in mine}
+    return out
+
+
+CLASSES = command_classes()
+HELPS = [*CLASSES, *(f"train {name}" for name in RECIPES)]
+
+
+def spelt(kind: object) -> str:
+    """A type as a reader of a manual page would write it."""
+    if typing.get_origin(kind) is typing.Annotated:
+        kind = typing.get_args(kind)[0]
+    if type(None) in typing.get_args(kind):
+        return " | ".join(spelt(part) for part in typing.get_args(kind) if part is not type(None)) + " | None"
+    if typing.get_origin(kind) is typing.Literal:
+        return ",".join(map(str, typing.get_args(kind)))
+    return str(kind).replace("typing.", "") if typing.get_args(kind) or not isinstance(kind, type) else kind.__name__
+
+
+def flags(cls: type) -> Iterator[str]:
+    hints = typing.get_type_hints(cls, include_extras=False)
+    for field in dataclasses.fields(cls):
+        default = "required" if field.default is dataclasses.MISSING else f"default {field.default}"
+        raw = typing.get_type_hints(cls, include_extras=True)[field.name]
+        positional = typing.get_origin(raw) is typing.Annotated
+        name = field.name.upper() if positional else f"--{field.name.replace('_', '-')}"
+        yield f"  {name}  {spelt(hints[field.name])}  {default}"
+
+
+def frozen_text() -> str:
+    lines = ["# All flags with their defaults. A change here is a change for users: say so in CHANGELOG.md.", ""]
+    for name, cls in CLASSES.items():
+        lines += [f"percepta {name}", *flags(cls), ""]
+    for name, cls in RECIPES.items():
+        lines += [f"percepta train {name}", *flags(cls)]
+        changed = cls.settings
+        lines += [f"  of all runs, here: --{k.replace('_', '-')}  default {v}" for k, v in changed.items()]
+        lines += [f"  sampler of the recipe: {cls.sampler}", ""]
+    lines += ["percepta train NAME, all recipes", "  --config  FILE", *flags(Settings), ""]
+    return "\n".join(lines)
+
+
+def undocumented(cls: type) -> list[str]:
+    """Fields of a record that no docstring follows."""
+    (tree,) = ast.parse(inspect.cleandoc("\n" + inspect.getsource(cls))).body
+    assert isinstance(tree, ast.ClassDef)
+    out = []
+    for node, after in zip(tree.body, [*tree.body[1:], None], strict=True):
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            told = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) and isinstance(after.value.value, str)
+            if not told or not after.value.value.strip():  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
+                out.append(node.target.id)
+    return out
+
+
+def help_of(command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("COLUMNS", "100")
+    try:
+        assert main([*command.split(), "--help"]) == 0
+    except SystemExit as stop:
+        assert stop.code in (0, None)
+    return capsys.readouterr().out
+
+
+def test_commands_and_recipes_are_found() -> None:
+    assert set(CLASSES) == {"recipes", "sample", "export", "cache latents", "doctor"}
+    assert len(RECIPES) >= 4
+
+
+def test_the_command_line_is_frozen() -> None:
+    now = frozen_text()
+    if os.environ.get(REGENERATE):
+        FROZEN.write_text(now)
+    then = FROZEN.read_text()
+    change = "\n".join(difflib.unified_diff(then.splitlines(), now.splitlines(), "tests/assets/cli.txt", "now", lineterm="", n=0))
+    assert now == then, f"the command line changed; if it is meant, run this test with {REGENERATE}=1 and note it in CHANGELOG.md\n{change}"
+
+
+@pytest.mark.parametrize("cls", [*CLASSES.values(), *RECIPES.values(), Settings], ids=lambda cls: cls.__name__)
+def test_every_flag_says_what_it_is(cls: type) -> None:
+    assert dataclasses.fields(cls)
+    assert not undocumented(cls)
+
+
+@pytest.mark.parametrize("command", HELPS)
+def test_help_shows_every_flag_and_an_example(command: str, capsys, monkeypatch) -> None:
+    text = help_of(command, capsys, monkeypatch)
+    assert f"Example: percepta {command}" in text
+    kinds = [CLASSES[command]] if command in CLASSES else [RECIPES[command.removeprefix("train ")], Settings]
+    for cls in kinds:
+        for line in flags(cls):
+            name = line.split()[0]
+            assert name in text or name.isupper(), f"{name} is not in the help of {command}"
+
+
+@pytest.mark.parametrize("command", ["", "train", "cache"])
+def test_the_overview_names_what_there_is(command: str, capsys, monkeypatch) -> None:
+    text = help_of(command, capsys, monkeypatch)
+    wanted = {"": list(COMMANDS), "train": list(RECIPES), "cache": ["latents"]}[command]
+    assert all(name in text for name in wanted)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("trian ddpm", "train"),
+        ("sampel runs/first", "sample"),
+        ("train dppm", "ddpm"),
+        ("train autoencodr", "autoencoder"),
+        ("train", "ddpm"),
+        ("train ddpm --stpes 3", "--steps"),
+        ("train ddpm --shedule cosine", "--schedule"),
+        ("train edm --sigma-mx 80", "--sigma-max"),
+        ("train flow --mixed-precison bf16", "--mixed-precision"),
+        ("sample runs/first --nmu 3", "--num"),
+        ("export run out --ema-lenght 0.1", "--ema-length"),
+        ("cache latnets --vae x", "latents"),
+        ("cache latents --vea x", "--vae"),
+        ("doctor --dta x", "--data"),
+        ("recipes --jsno", "--json"),
+        ("train ddpm --steps many", "--steps"),
+        ("train ddpm --steps 0", "--steps"),
+        ("train ddpm --predict noise", "--predict"),
+        ("sample", "missing"),
+        ("sample nowhere --num 0", "--num"),
+        ("sample nowhere", "nowhere"),
+        ("train ddpm --config nowhere.json", "nowhere.json"),
+        ("train ddpm --data ./nowhere", "nowhere"),
+        ("doctor --data ./nowhere", "nowhere"),
+    ],
+)
+def test_wrong_use_is_one_line_that_helps(line: str, said: str, capsys, monkeypatch, tmp_path) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(line.split()) == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert len(told.err.strip().splitlines()) == 1, told.err
+    assert said in told.err
+    assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").glob("*/checkpoint-*"))
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> Path:
+    """A folder with the smallest possible run of a diffusion model and of an autoencoder."""
+    root = tmp_path_factory.mktemp("runs")
+    assert main(["train", "ddpm", *TINY, "--out", str(root / "ddpm")]) == 0
+    assert main(["train", "autoencoder", *TINY, "--perceptual", "none", "--out", str(root / "ae")]) == 0
+    return root
+
+
+@pytest.mark.parametrize(
+    ("line", "keys"),
+    [
+        ("recipes", {"ddpm", "edm", "flow", "autoencoder"}),
+        ("doctor", {"packages", "devices", "weights"}),
+        ("doctor --data shapes:length=9,size=8", {"ok", "num_images"}),
+        ("sample {runs}/ddpm --num 2 --steps 1 --out {tmp}/grid.png", {"sampler", "steps", "seed", "weights"}),
+        ("export {runs}/ddpm {tmp}/exported", {"out", "step"}),
+        ("cache latents --data shapes:length=4 --size 8 --vae {runs}/ae --cache {tmp}", {"hit", "path", "encoded"}),
+    ],
+)
+def test_json_is_one_object_and_nothing_else(line: str, keys: set[str], runs: Path, tmp_path: Path, capsys) -> None:
+    capsys.readouterr()
+    assert main([*line.format(runs=runs, tmp=tmp_path).split(), "--json"]) == 0
+    out = capsys.readouterr().out
+    assert keys <= set(json.loads(out))
+
+
+def test_training_says_nothing_on_stdout(runs: Path, tmp_path: Path, capsys) -> None:
+    assert main(["train", "ddpm", *TINY, "--out", str(tmp_path / "quiet")]) == 0
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert "done" in told.err
+
+
+@pytest.mark.parametrize("argument", ["--version", "-V"])
+def test_version(argument: str, capsys) -> None:
+    assert main([argument]) == 0
+    assert capsys.readouterr().out.startswith("percepta ")
