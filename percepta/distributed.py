@@ -46,7 +46,13 @@ def joined(device_type: str = "cpu", timeout_s: float = 600.0) -> Iterator[World
     local_rank = int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")))
     if device_type == "cuda":
         torch.cuda.set_device(local_rank)
-    dist.init_process_group("nccl" if device_type == "cuda" else "gloo", timeout=datetime.timedelta(seconds=timeout_s))
+    try:
+        dist.init_process_group("nccl" if device_type == "cuda" else "gloo", timeout=datetime.timedelta(seconds=timeout_s))
+    except RuntimeError as error:
+        raise RuntimeError(
+            f"rank {os.environ.get('RANK', '?')} of {os.environ['WORLD_SIZE']}: the processes did not all meet within {timeout_s:g} s "
+            f"(--dist-timeout); one of them did not start, or cannot reach {os.environ.get('MASTER_ADDR', '?')}: {error}"
+        ) from error
     try:
         yield World(dist.get_rank(), dist.get_world_size(), local_rank)
     finally:
@@ -68,17 +74,22 @@ def _named(error: RuntimeError) -> RuntimeError:
     )
 
 
+@torch.no_grad()
 def reduce_gradients(params: Sequence[Tensor]) -> None:
-    """Sum gradients over all ranks, in place; a parameter without a gradient counts as zero."""
+    """Sum gradients over all ranks, in place. One that a rank does not have counts as zero; one that none has stays away."""
     if not active():
         return
     try:
         for bucket in _buckets(params):
+            there = [p.grad is not None for p in bucket]
             grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in bucket]
-            flat = torch.cat([g.reshape(-1) for g in grads])
+            flat = torch.cat([*(g.reshape(-1) for g in grads), torch.tensor(there).to(grads[0])])
             dist.all_reduce(flat)
-            for p, summed in zip(bucket, flat.split([g.numel() for g in grads]), strict=True):
-                p.grad = summed.view_as(p).clone()
+            *sums, ranks = flat.split([*(g.numel() for g in grads), len(bucket)])
+            counts = [1.0] * len(bucket) if all(there) else ranks.tolist()
+            for p, grad, total, count in zip(bucket, grads, sums, counts, strict=True):
+                # into the gradient's own memory layout, which is the parameter's: fused optimizers walk both as flat memory
+                p.grad = grad.copy_(total.view(p.shape)) if count else None
     except RuntimeError as error:
         raise _named(error) from error
 

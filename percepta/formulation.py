@@ -145,7 +145,12 @@ class Formulation:
     def __post_init__(self) -> None:
         if self.output not in OUTPUTS:
             raise ValueError(f"unknown output {self.output!r}; known: {', '.join(OUTPUTS)}")
-        self.coefficients(torch.tensor([self.path.t_max], dtype=torch.float64))  # a mismatch of path and output shows here
+        ends = self.coefficients(torch.tensor([self.path.t_min, self.path.t_max], dtype=torch.float64))  # a mismatch shows here
+        if not all(bool(c.isfinite().all()) for c in ends):
+            raise ValueError(
+                f"the output {self.output!r} cannot be read at the ends of {type(self.path).__name__}: at t = {self.path.t_max:g} "
+                "nothing of the image is left to divide by; use 'clean' or 'flow'"
+            )
 
     def coefficients(self, t: Times) -> Coefficients:
         return OUTPUTS[self.output](self.path, t)

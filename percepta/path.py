@@ -77,7 +77,7 @@ class AbstractDiscretePath(AbstractPath):
         return betas
 
     @cached_property
-    def abar(self) -> Float[Tensor, "T+1"]:
+    def abar(self) -> Float[Tensor, "knots"]:
         """abar at the T+1 knots, float64; abar[0] = 1 is the clean end, abar[k+1] belongs to DDPM's timestep k."""
         return torch.cat([torch.ones(1, dtype=torch.float64), torch.cumprod(1 - self.betas, 0)])
 

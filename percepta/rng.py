@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+CPU = torch.device("cpu")
 BLOCK = 8  # neighbouring samples that share one generator; part of the definition: another value gives other numbers
 
 
@@ -34,7 +35,7 @@ class Rng:
     ordinals: tuple[int, ...]
     step: int = 0
     stream: str = "train"
-    device: torch.device = torch.device("cpu")
+    device: torch.device = CPU
 
     def __len__(self) -> int:
         return len(self.ordinals)

@@ -4,7 +4,7 @@ import difflib
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 
 from percepta._version import __version__
+from percepta.formulation import EDM, FLOW, Formulation
 from percepta.images import grid, save_png, to_uint8
 from percepta.interop import Pipeline, load_pipeline
 from percepta.networks import Autoencoder, Network
+from percepta.path import Cosine, LinearBeta
 from percepta.rng import rng_for
-from percepta.samplers import SOLVERS, guided, sample, with_scheduler
+from percepta.samplers import Drawn, sample_images, usual_clip
 
 PROTOCOL = "protocol.json"
 Check = Callable[..., None]
@@ -40,6 +42,19 @@ class Job:
     batch: int = 64
     device: str = "auto"
     mixed_precision: str = "no"
+    predict: str | None = None
+    schedule: str | None = None
+
+    def stated(self) -> Formulation | None:
+        """What the flags say of a bare model folder."""
+        if self.predict is None:
+            return None
+        if self.predict in ("flow", "edm"):
+            return FLOW if self.predict == "flow" else EDM
+        path = {"linear": LinearBeta, "cosine": Cosine}.get(self.schedule or "")
+        if path is None:
+            raise ValueError(f"--predict {self.predict} needs --schedule linear or cosine")
+        return Formulation(path(), {"eps": "noise", "x0": "clean", "v": "velocity"}[self.predict])
 
 
 class Drawing:
@@ -51,33 +66,36 @@ class Drawing:
         self.job, self.check = job, check
         self.device = pick_device(job.device)
         check_precision(job.mixed_precision, self.device)
-        self.pipeline: Pipeline = load_pipeline(job.source)
+        self.pipeline: Pipeline = load_pipeline(job.source, job.stated())
         self.denoiser = self.pipeline.denoiser.to(self.device).eval()
         network = self.denoiser.network
         assert isinstance(network, Network)
         if network.sample_size is None:
-            raise ValueError(f"{job.source} does not say which image size it was trained for (sample_size in its network's config.json)")
+            raise ValueError(
+                f"{job.source} does not say which image size it was trained for (sample_size in its network's config.json)"
+            )
         self.shape = (network.in_channels, network.sample_size, network.sample_size)
         self.vae = None if self.pipeline.vae is None else Autoencoder(self.pipeline.vae).to(self.device).eval()  # pyright: ignore[reportArgumentType]
         self.labels = class_labels(job, self.pipeline.class_names, network.num_classes)
         if job.guidance != 1 and self.labels is None:
             raise ValueError(f"--guidance {job.guidance:g} needs a class-conditional model; {job.source} has no classes")
-        self.sampler = job.sampler or self.pipeline.sampler.resolved(self.denoiser.formulation).solver
-        discrete = self.sampler in ("ddim", "ddpm")
-        self.clip = (-1.0, 1.0) if discrete and (job.clip or (job.clip is None and self.vae is None)) else None
-        if job.clip and not discrete:
-            raise ValueError(f"--clip belongs to the samplers ddim and ddpm, not to {self.sampler}")
+        sampler = job.sampler or self.pipeline.sampler.resolved(self.denoiser.formulation).solver
+        assert sampler is not None
+        clip = usual_clip(sampler, pixels=self.vae is None)
+        if job.clip is not None:
+            clip = (-1.0, 1.0) if job.clip else None
+        if clip is not None and sampler not in ("ddim", "ddpm"):
+            raise ValueError(f"--clip belongs to the samplers ddim and ddpm, not to {sampler}")
+        self.how = Drawn(sampler, job.steps, job.spacing, job.eta, clip, job.guidance)
 
     def protocol(self) -> dict[str, Any]:
         """All that decides the images. Batch size and device do not."""
         job = self.job
         return {
-            "source": str(job.source), "weights": weights_hash(self.denoiser), "sampler": self.sampler, "steps": job.steps,
-            "spacing": job.spacing, "eta": job.eta, "clip": self.clip, "guidance": job.guidance, "classes": list(job.classes),
+            "source": str(job.source), "weights": weights_hash(self.denoiser), **asdict(self.how), "classes": list(job.classes),
             "seed": job.seed, "num": job.num, "mixed_precision": job.mixed_precision, "percepta": __version__,
         }  # fmt: skip
 
-    @torch.no_grad()
     def images(self, first: int, count: int) -> Tensor:
         """Images first .. first + count - 1 of the job, float [-1, 1] on the CPU."""
         from percepta.training.precision import autocast
@@ -85,21 +103,7 @@ class Drawing:
         rng = rng_for(self.job.seed, first, count, stream="sample", device=self.device)
         cond = None if self.labels is None else self.labels[first : first + count].to(self.device)
         with autocast(self.job.mixed_precision, self.device):
-            x0 = self._sampled(rng, cond, count)
-            if self.vae is not None:
-                self.check()
-                x0 = torch.cat([self.vae.decode(part) for part in x0.split(16)])
-        return x0.float().clamp(-1, 1).cpu()
-
-    def _sampled(self, rng, cond: Tensor | None, count: int) -> Tensor:
-        job = self.job
-        assert self.sampler is not None
-        if self.sampler in SOLVERS:
-            return sample(
-                self.denoiser, self.sampler, job.steps, shape=self.shape, rng=rng, cond=cond, guidance=job.guidance,
-                spacing=job.spacing, eta=job.eta, clip=self.clip, batch_size=count, callback=self.check,
-            )  # fmt: skip
-        return with_scheduler(guided(self.denoiser, job.guidance), self.sampler, job.steps, shape=self.shape, rng=rng, cond=cond)
+            return sample_images(self.denoiser, self.how, self.shape, rng, cond, self.vae, self.check, batch_size=count)
 
     def batches(self, first: int = 0) -> Iterator[tuple[int, Tensor]]:
         """(number of the first image, images), a batch at a time."""
@@ -197,5 +201,3 @@ def _write_one(out: Path, images: Tensor, labels: Tensor | None) -> None:
     temporary = out.with_name(f".{out.name}.tmp.npz")
     np.savez(temporary, **arrays)
     temporary.replace(out)
-
-

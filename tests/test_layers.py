@@ -1,4 +1,4 @@
-"""The rooms of the package and the imports between them: the drawing in docs/design.md as a table, checked against every file.
+"""The rooms of the package: which may import which, as a table, checked against every file.
 
 Imports inside functions count as well: they cost less at start-up, and mean the same dependence.
 """
@@ -31,24 +31,19 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "networks": ("rng", "path", "formulation", "estimate"),
     "data": ("rng", "estimate"),
     "objectives": ("rng", "path", "formulation", "spaces", "estimate"),
-    "interop": ("_version", "path", "formulation", "samplers", "networks"),
+    "interop": ("_version", "path", "weights", "formulation", "samplers", "networks"),
     "training": (
         "_version", "rng", "path", "images", "weights", "distributed", "formulation", "spaces", "estimate", "samplers", "networks",
         "data", "objectives", "interop",
     ),
     "recipes": ("rng", "path", "formulation", "spaces", "estimate", "samplers", "networks", "objectives", "training"),
-    "sampling": ("_version", "rng", "images", "networks", "samplers", "interop", "training"),
-    "cli": ("_version", "weights", "networks", "data", "interop", "training", "recipes", "sampling"),
+    "sampling": ("_version", "rng", "path", "images", "formulation", "networks", "samplers", "interop", "training"),
+    "cli": ("_version", "path", "weights", "formulation", "networks", "data", "interop", "training", "recipes", "sampling"),
     "demo": ("training", "cli"),
     "__main__": ("cli",),
 }  # fmt: skip
 PUBLIC = "__init__"  # percepta/__init__.py names what users import and may reach into every room but these
 NOT_PUBLIC = ("cli", "demo", "__main__")
-
-# (importer, imported) -> why it is allowed against the table
-EXCEPTIONS = {
-    ("spaces.trunks", "interop.weights"): "a trunk reads its weights through the one safe reader, a file that imports nothing of ours",
-}
 
 OPTIONAL = {"datasets", "webdataset", "transformers", "trackio", "wandb", "tensorboard", "torchdiffeq", "triton", "accelerate"}
 PICKLERS = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
@@ -95,7 +90,7 @@ def wrong_imports(module: str, source: str) -> list[str]:
         if room == PUBLIC:
             allowed = other not in NOT_PUBLIC
         else:
-            allowed = other == room or other in ROOMS[room] or (module, name) in EXCEPTIONS
+            allowed = other == room or other in ROOMS[room]
         if not allowed:
             wrong.append(name)
     return wrong
@@ -137,12 +132,6 @@ def test_imports_follow_the_table(module: str) -> None:
     assert not wrong, f"{module} imports {wrong}: not allowed for its room"
 
 
-@pytest.mark.parametrize(("importer", "other"), EXCEPTIONS)
-def test_exceptions_are_used_and_their_target_stands_on_nothing(importer: str, other: str) -> None:
-    assert other in set(ours(ast.parse(MODULES[importer].read_text()))), "no longer imported: remove the exception"
-    assert not set(ours(ast.parse(MODULES[other].read_text()))), f"{other} imports the package: the exception does not hold any more"
-
-
 @pytest.mark.parametrize(
     ("module", "source", "wrong"),
     [
@@ -172,7 +161,9 @@ def test_the_habits_of_the_house(module: str) -> None:
         assert "torch.distributed" not in reads, "only distributed.py uses torch.distributed"
     early = {n.split(".")[0] for n in module_level(tree)} & OPTIONAL
     assert not early, f"optional packages are imported in the function that needs them: {early}"
-    assert not ("jaxtyping" in {n.split(".")[0] for n in names} and "__future__.annotations" in names), "the import hook reads annotations"
+    assert not ("jaxtyping" in {n.split(".")[0] for n in names} and "__future__.annotations" in names), (
+        "the import hook reads annotations"
+    )
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -197,7 +188,9 @@ def test_start_is_light(what: str) -> None:
     """Processor time, not wall time: a busy machine does not make it fail."""
     code = f"import sys; {what}; heavy = {{'torch', 'numpy', 'diffusers'}} & set(sys.modules); sys.exit(f'imported {{heavy}}' if heavy else 0)"
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.returncode == 0, done.stderr
     assert (after.ru_utime + after.ru_stime) - (before.ru_utime + before.ru_stime) < 2.0

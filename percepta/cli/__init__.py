@@ -13,6 +13,7 @@ COMMANDS = {
     "train": "train or finetune by a recipe: percepta train NAME",
     "sample": "draw images from a run or a diffusers pipeline",
     "export": "write a run as a diffusers pipeline",
+    "convert": "turn a checkpoint of improved-diffusion, guided-diffusion or DiT into a pipeline",
     "cache": "encode a set of images into latents once: percepta cache latents",
     "doctor": "versions, devices, precision, weights; with --data DIR the state of a set of images",
 }

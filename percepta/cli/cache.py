@@ -47,7 +47,9 @@ def run(args: Sequence[str]) -> int:
         to_stdout("percepta cache latents [flags]   see percepta cache latents --help")
         return 0 if args else 2
     if args[0] not in KINDS:
-        raise Usage(f"percepta cache: there is nothing called {args[0]!r} to cache{nearest(args[0], KINDS)}; known: {', '.join(KINDS)}")
+        raise Usage(
+            f"percepta cache: there is nothing called {args[0]!r} to cache{nearest(args[0], KINDS)}; known: {', '.join(KINDS)}"
+        )
     command = parse(Latents, args[1:], "percepta cache latents")
     from percepta.data import open_source
     from percepta.networks import load_autoencoder

@@ -88,7 +88,9 @@ def _version(name: str) -> str | None:
 def devices() -> list[dict[str, Any]]:
     import torch
 
-    found: list[dict[str, Any]] = [{"device": "cpu", "cores": os.cpu_count(), "threads": torch.get_num_threads(), "bf16": True, "fp16": False}]
+    found: list[dict[str, Any]] = [
+        {"device": "cpu", "cores": os.cpu_count(), "threads": torch.get_num_threads(), "bf16": True, "fp16": False}
+    ]
     for index in range(torch.cuda.device_count()):
         card = torch.cuda.get_device_properties(index)
         found.append({"device": f"cuda:{index}", "name": card.name, "memory_gib": round(card.total_memory / 2**30, 1),
@@ -135,7 +137,11 @@ def told(facts: dict[str, Any]) -> str:
         what = device.get("name") or (f"{device['cores']} cores, {device['threads']} threads" if "cores" in device else "")
         precision = "fp32" + ", bf16" * device["bf16"] + ", fp16" * device["fp16"]
         lines.append(f"  {device['device']:<16} {what}  {precision}")
-    lines += [f"  compile          {facts['compile']}", "", "Weights (looked for in PERCEPTA_WEIGHTS, then torch's and Hugging Face's caches)"]
+    lines += [
+        f"  compile          {facts['compile']}",
+        "",
+        "Weights (looked for in PERCEPTA_WEIGHTS, then torch's and Hugging Face's caches)",
+    ]
     for name, row in facts["weights"].items():
         lines.append(f"  {name:<28} {'here' if row['here'] else 'not here':<9} {row['purpose']}")
         if not row["here"]:

@@ -39,5 +39,7 @@ def run(args: Sequence[str]) -> int:
     from percepta.training.reopen import export_run
 
     step = export_run(recipes(), command.run, command.out, command.step, command.raw, command.ema_length)
-    to_stdout(json.dumps({"out": str(command.out), "step": step}) if command.json else f"{command.out}: step {step} of {command.run}")
+    to_stdout(
+        json.dumps({"out": str(command.out), "step": step}) if command.json else f"{command.out}: step {step} of {command.run}"
+    )
     return 0

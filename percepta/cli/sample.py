@@ -41,6 +41,10 @@ class Sample:
     """Classifier-free guidance; 1 is none."""
     classes: tuple[str, ...] = ()
     """Class names or numbers, repeated in turn. Default: all classes in turn."""
+    predict: Literal["eps", "x0", "v", "flow", "edm"] | None = None
+    """For a bare model folder, without a scheduler beside it: what the network predicts."""
+    schedule: Literal["linear", "cosine"] | None = None
+    """With --predict eps, x0 or v: the noise schedule it was trained with, over 1000 steps."""
     seed: int = 0
     """With the image's number it decides the image."""
     batch: int = 64
@@ -76,6 +80,6 @@ def _job(command: Sample):
 
     return Job(
         source=command.source, num=command.num, steps=command.steps, sampler=command.sampler, spacing=command.spacing, eta=command.eta,
-        clip=command.clip, guidance=command.guidance, classes=command.classes, seed=command.seed, batch=command.batch,
+        clip=command.clip, guidance=command.guidance, classes=command.classes, seed=command.seed, batch=command.batch, predict=command.predict, schedule=command.schedule,
         device=command.device, mixed_precision=command.mixed_precision,
     )  # fmt: skip

@@ -77,6 +77,6 @@ def start(recipe: Recipe, settings: Settings) -> int:
     grids = sorted((outcome.folder / "samples").glob("*.png"))
     console.print(
         f"done: {outcome.folder}\n  model    {outcome.model}\n  samples  {grids[-1] if grids else 'none'}\n"
-        f"next:\n  percepta sample {outcome.folder} --num 16 --out images.png"
+        f"next:\n  {outcome.next_command}"
     )
     return 0

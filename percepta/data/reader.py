@@ -124,10 +124,10 @@ class Store:
         self.pool: ThreadPoolExecutor | None = None
 
     @staticmethod
-    def bytes_of(feed: Feed) -> int | None:
-        """What the store of this feed would take; None where images keep sizes of their own."""
-        side = feed.transform.stage_size
-        return None if side is None else len(feed.source) * (3 * side * side + 9)
+    def bytes_of(count: int, transform: Transform) -> int | None:
+        """What a store of so many images would take; None where images keep sizes of their own."""
+        side = transform.stage_size
+        return None if side is None else count * (3 * side * side + 9)
 
     def request(self, indices: np.ndarray) -> None:
         """Start to decode what is not there yet."""
@@ -146,7 +146,7 @@ class Store:
         for job in {id(j): j for j in (self.pending[int(i)] for i in indices[self.state[indices] == MISSING])}.values():
             chunk, good, stages, found = job.result()
             if good:
-                self.images[torch.tensor(good, device=self.device)] = torch.from_numpy(stages).to(self.device)
+                self.images[self._here(np.array(good))] = self._here(stages)
             for index, item in zip(chunk, found, strict=True):
                 del self.pending[index]
                 if isinstance(item, BadImage):
@@ -166,8 +166,12 @@ class Store:
             for row in np.flatnonzero(self.state[indices] == BAD):
                 indices[row] = self._stand_in(int(indices[row]))
         draws = self.feed.transform.draws(self.feed.seed, self.feed.name, np.asarray(ordinals, dtype=np.int64))
-        images = self.images.index_select(0, torch.from_numpy(indices).to(self.device))
+        images = self.images.index_select(0, self._here(indices))
         return Rows(self.feed.transform.place(images, draws), torch.from_numpy(self.labels[indices]), self.notes)
+
+    def _here(self, x: np.ndarray) -> Tensor:
+        """On the store's device, without waiting for what runs there."""
+        return torch.from_numpy(x).to(self.device, non_blocking=True)
 
     def _stand_in(self, index: int) -> int:
         for _ in range(MAX_BAD_RUN):

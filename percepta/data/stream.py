@@ -71,7 +71,7 @@ class Stream:
             if not len(source):
                 raise ValueError(f"the data ({name}) holds no images")
         self._seen: list[set[int]] = [set() for _ in self._feeds]
-        needs = [Store.bytes_of(feed) for feed in self._feeds]
+        needs = [Store.bytes_of(len(feed.source), feed.transform) for feed in self._feeds]
         fits = None not in needs and sum(n for n in needs if n is not None) <= self.memory_limit_bytes
         if self.device.type != "cpu" and not fits:
             raise ValueError(
@@ -134,7 +134,7 @@ class Stream:
         return Batch(images[0], cond, images[1] if len(images) > 1 else None)
 
     def _ready(self, x: Tensor) -> Tensor:
-        x = x.to(self.device)
+        x = x.to(self.device, non_blocking=True)
         return x.pin_memory() if self.pin and x.device.type == "cpu" and torch.cuda.is_available() else x
 
     def _note(self, seen: set[int], notes: Notes) -> None:

@@ -140,7 +140,7 @@ class Transform:
             ]
             stage = torch.stack(rows) if rows else stage[:, :, : self.size, : self.size]
         if draws.flip.any():
-            rows = torch.from_numpy(np.flatnonzero(draws.flip)).to(stage.device)
+            rows = torch.from_numpy(np.flatnonzero(draws.flip)).to(stage.device, non_blocking=True)
             stage[rows] = stage[rows].flip(3)
         return stage
 

@@ -2,23 +2,20 @@
 
 from percepta.interop.convert import FAMILIES, Foreign, convert
 from percepta.interop.export import export_pipeline, plan_export
-from percepta.interop.load import Pipeline, find_folder, load_pipeline
+from percepta.interop.load import Pipeline, UnknownMeaning, find_folder, load_pipeline
 from percepta.interop.schedules import SamplerDefaults, formulation_of, scheduler_for
-from percepta.interop.weights import check_tar, check_zip, read_weights
 
 __all__ = [
     "FAMILIES",
     "Foreign",
     "Pipeline",
     "SamplerDefaults",
-    "check_tar",
-    "check_zip",
+    "UnknownMeaning",
     "convert",
     "export_pipeline",
     "find_folder",
     "formulation_of",
     "load_pipeline",
     "plan_export",
-    "read_weights",
     "scheduler_for",
 ]

@@ -2,7 +2,7 @@
 
     network, formulation = convert("64x64_diffusion.pt", "guided-diffusion", Foreign(size=64, num_head_channels=64, schedule="cosine"))
 
-The files are read as tensors only (interop.weights); the network's configuration comes from their names and shapes, the rest from `Foreign`.
+The files are read as tensors only (percepta.weights); the network's configuration comes from their names and shapes, the rest from `Foreign`.
 """
 
 from dataclasses import dataclass, replace
@@ -13,10 +13,10 @@ from torch import Tensor
 from percepta.formulation import Formulation
 from percepta.interop.dit_weights import convert_dit
 from percepta.interop.unet_weights import convert_unet
-from percepta.interop.weights import read_weights
 from percepta.networks import Network, adapt
 from percepta.networks.facts import facts_of, remember
 from percepta.path import AbstractPath, Cosine, LinearBeta
+from percepta.weights import read_weights
 
 FAMILIES = ("improved-diffusion", "guided-diffusion", "dit")
 

@@ -1,7 +1,7 @@
 """Pipelines of diffusers, and what Percepta exports, as a denoiser: the schedule and the meaning of the output are read, not asked.
 
 No code from the folder is ever run: components are built from diffusers' classes and Percepta's, from JSON and safetensors; a `.bin` is
-read in a process of its own, as tensors only (interop.weights).
+read in a process of its own, as tensors only (percepta.weights).
 """
 
 import json
@@ -17,8 +17,8 @@ from torch import nn
 from percepta.formulation import Denoiser, Formulation, formulation_from_config
 from percepta.interop.export import RECORD
 from percepta.interop.schedules import SamplerDefaults, defaults_of, formulation_of, scheduler_for
-from percepta.interop.weights import read_weights
 from percepta.networks import Network, adapt, load_model
+from percepta.weights import read_weights
 
 NETWORKS = ("unet", "transformer", "model", "prior")
 VAES = ("vae", "vqvae", "movq")
@@ -33,8 +33,12 @@ TEXT = (
     "feature_extractor",
 )
 FLAGS = (
-    "say what the network puts out and how it was noised: --prediction noise|clean|velocity|flow|edm and --schedule linear|cosine"
+    "say what the network puts out and how it was noised: --predict eps|x0|v|flow|edm, and for eps, x0, v --schedule linear|cosine"
 )
+
+
+class UnknownMeaning(ValueError):
+    """Nothing beside the weights tells how the network was trained: give a formulation."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +141,7 @@ def _from_model(folder: Path, formulation: Formulation | None) -> Pipeline:
     )
     found = next((path for path in beside if path.is_file()), None)
     if found is None and formulation is None:
-        raise ValueError(
+        raise UnknownMeaning(
             f"{folder} is a model without a scheduler_config.json in it or beside it, so nothing tells how it was trained: {FLAGS}"
         )
     scheduler = None if found is None else _json(found)
@@ -158,13 +162,12 @@ def _meaning(
     folder: Path, given: Formulation | None, scheduler: dict[str, Any] | None, record: dict[str, Any] | None
 ) -> tuple[Formulation, SamplerDefaults]:
     """The formulation: given, or as the export recorded it, or as the scheduler says."""
-    sampler = SamplerDefaults() if scheduler is None else defaults_of(scheduler)
-    if given is not None:
-        return given, sampler
+    if given is not None:  # the scheduler may belong to another path
+        return given, SamplerDefaults()
     if scheduler is None:
-        raise ValueError(f"{folder} has no scheduler/scheduler_config.json: {FLAGS}")
+        raise UnknownMeaning(f"{folder} has no scheduler/scheduler_config.json: {FLAGS}")
     if record is None:
-        return formulation_of(scheduler), sampler
+        return formulation_of(scheduler), defaults_of(scheduler)
     recorded, defaults = formulation_from_config(record["formulation"]), SamplerDefaults(**record["sampler"])
     as_written = dict(scheduler_for(recorded, defaults).config)  # pyright: ignore[reportAttributeAccessIssue]
     if formulation_of(scheduler) != formulation_of({**as_written, "_class_name": type(scheduler_for(recorded, defaults)).__name__}):

@@ -182,14 +182,29 @@ def _path_of(scheduler: Any, known: dict[str, Any]) -> AbstractDiscretePath:
 
 
 def defaults_of(config: dict[str, Any]) -> SamplerDefaults:
-    """The sampling habits in a scheduler_config.json, as far as Percepta has them."""
+    """The sampling habits in a scheduler_config.json, as far as Percepta samples in the same way; otherwise the path's usual ones."""
     scheduler = scheduler_from_config(config)
     known: dict[str, Any] = dict(scheduler.config)  # pyright: ignore[reportAttributeAccessIssue]
-    name = type(scheduler).__name__
-    solver = {"DDIMScheduler": "ddim", "DDPMScheduler": "ddpm", "DPMSolverMultistepScheduler": "dpmpp", "EDMEulerScheduler": "euler",
-              "EDMDPMSolverMultistepScheduler": "dpmpp", "FlowMatchEulerDiscreteScheduler": "euler",
-              "FlowMatchHeunDiscreteScheduler": "heun"}.get(name)  # fmt: skip
-    clip = float(known.get("clip_sample_range", 1.0)) if known.get("clip_sample") and solver in ("ddim", "ddpm") else None
-    shift = float(known.get("shift") or 1.0)
-    spacing = known.get("timestep_spacing") or ("shifted" if name.startswith("FlowMatch") and shift != 1 else None)
-    return SamplerDefaults(solver, spacing=spacing, clip=clip, shift=shift)
+    name, usual = type(scheduler).__name__, SamplerDefaults()
+    if name == "FlowMatchEulerDiscreteScheduler":
+        shift = float(known.get("shift") or 1.0)
+        return SamplerDefaults("euler", spacing="shifted" if shift != 1 else "uniform", shift=shift if shift != 1 else usual.shift)
+    solvers = {
+        "DDIMScheduler": "ddim",
+        "DDPMScheduler": "ddpm",
+        "EDMEulerScheduler": "euler",
+        "EDMDPMSolverMultistepScheduler": "dpmpp",
+    }
+    solver = solvers.get(name)
+    if (
+        name == "DPMSolverMultistepScheduler"
+        and known.get("timestep_spacing") == "trailing"
+        and known["algorithm_type"] == "dpmsolver++"
+    ):
+        solver = "dpmpp" if known.get("prediction_type") in PREDICTION.values() and not known.get("use_karras_sigmas") else None
+    if solver not in SPACINGS or name.startswith("EDM"):
+        return SamplerDefaults(solver)
+    clip = float(known.get("clip_sample_range", 1.0)) if known.get("clip_sample") and solver != "dpmpp" else None
+    spacing = known.get("timestep_spacing")
+    even = solver != "ddim" or spacing != "trailing" or known["num_train_timesteps"] % usual.steps == 0
+    return SamplerDefaults(solver, spacing=spacing if spacing in SPACINGS[solver] and even else None, clip=clip)

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import ModelMixin
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
@@ -68,7 +67,8 @@ class Network(nn.Module):
     def dtype(self) -> torch.dtype:
         return next(p.dtype for p in self.model.parameters() if p.is_floating_point())
 
-    def forward(self, x: Float[Tensor, "b c h w"], time: Float[Tensor, "b"], cond: Cond = None) -> Float[Tensor, "b o h w"]:
+    def forward(self, x: Tensor, time: Tensor, cond: Cond = None) -> Float[Tensor, "b o h w"]:
+        """x [b, c, h, w] and time [b], both float; shapes are checked here, with advice."""
         self._check_input(x, time)
         self.check_condition(cond, len(x))
         if self.time_factor != 1.0:
@@ -190,7 +190,7 @@ class Network(nn.Module):
 
 
 def adapt(
-    model: ModelMixin,
+    model: nn.Module,
     *,
     num_classes: int | None = None,
     time_factor: float | None = None,

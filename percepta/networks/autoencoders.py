@@ -4,6 +4,7 @@
 
 Scaled latents have about unit variance: they are what diffusion is trained on. Images are in [-1, 1] on both sides for every class
 (the tiny autoencoders work in [0, 1] inside); what decode returns is not clamped, so that losses keep their gradient.
+Shapes are checked in the calls, with advice.
 """
 
 from collections.abc import Mapping
@@ -75,7 +76,7 @@ class Autoencoder(nn.Module):
     def dtype(self) -> torch.dtype:
         return next(self.model.parameters()).dtype
 
-    def posterior(self, x: Float[Tensor, "b c h w"]) -> tuple[Float[Tensor, "b z i j"], Float[Tensor, "b z i j"]]:
+    def posterior(self, x: Tensor) -> tuple[Float[Tensor, "b z i j"], Float[Tensor, "b z i j"]]:
         """Mean and standard deviation of the raw latents, before scaling, in float32: what a KL penalty reads."""
         if x.ndim != 4 or x.shape[1] != self.in_channels or not x.is_floating_point():
             raise ValueError(f"images are float [b, {self.in_channels}, h, w] in [-1, 1], got {x.dtype} {tuple(x.shape)}")
@@ -88,18 +89,18 @@ class Autoencoder(nn.Module):
             return encoded.float(), torch.zeros_like(encoded, dtype=torch.float32)
         return encoded.mean.float(), encoded.std.float()
 
-    def encode(self, x: Float[Tensor, "b c h w"]) -> tuple[Float[Tensor, "b z i j"], Float[Tensor, "b z i j"]]:
+    def encode(self, x: Tensor) -> tuple[Float[Tensor, "b z i j"], Float[Tensor, "b z i j"]]:
         """Mean and standard deviation of the scaled latents, float32; a sample is mean + std * eps."""
         mean, std = self.posterior(x)
         return (mean - self.shift) * self.scale, std * self.scale
 
-    def raw(self, z: Float[Tensor, "b z i j"]) -> Float[Tensor, "b z i j"]:
+    def raw(self, z: Tensor) -> Float[Tensor, "b z i j"]:
         """Scaled latents as the decoder reads them: z / scale + shift."""
         if z.ndim != 4 or z.shape[1] != self.latent_channels:
             raise ValueError(f"latents are [b, {self.latent_channels}, h, w], got {tuple(z.shape)}")
         return (z.float() / self.scale + self.shift).to(self.dtype)
 
-    def decode(self, z: Float[Tensor, "b z i j"]) -> Float[Tensor, "b c h w"]:
+    def decode(self, z: Tensor) -> Float[Tensor, "b c h w"]:
         """Images of scaled latents, float32, about in [-1, 1]; clamp before writing them."""
         return self.model.decode(self.raw(z), return_dict=False)[0].float()
 

@@ -8,6 +8,7 @@ The exported AutoencoderKL carries a scaling factor that gives its latents unit 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -59,6 +60,9 @@ class Coder:
         self.model.set_scale(float(latents.std()), float(latents.mean()))
         self.model.save_pretrained(out)
 
+    def next_command(self, run: Path) -> str:
+        return f"percepta train ddpm --vae {run} --data ... --out runs/latent"
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainAutoencoder(Recipe):
@@ -67,7 +71,7 @@ class TrainAutoencoder(Recipe):
     name = "autoencoder"
     summary = "convolutional autoencoder with L1 and multi-scale perceptual loss, for --vae"
     example = "percepta train autoencoder --data ./images --size 64 --steps 5000"
-    settings = {"lr": 1e-3, "ema_decay": 0.999, "batch": 32}
+    settings = MappingProxyType({"lr": 1e-3, "ema_decay": 0.999, "batch": 32})
 
     perceptual: Literal["auto", "alex", "squeeze", "vgg16", "vgg19", "none"] = "auto"
     """Network of the perceptual loss; auto takes VGG19 if its weights are here, else AlexNet, SqueezeNet, and says so if none is."""
@@ -81,7 +85,7 @@ class TrainAutoencoder(Recipe):
     def build(self, context: Context) -> Method:
         if context.vae is not None or context.init is not None:
             raise ValueError("the recipe autoencoder trains an autoencoder from images: leave --vae and --init away")
-        model = build_autoencoder(context.network or "ae-pocket", channels=context.channels, size=context.size)
+        model = build_autoencoder(context.network or "ae-pocket", channels=context.channels, size=context.size, seed=context.seed)
         terms = [Term("l1", L1()), Term("kl", Kl(), self.kl_weight)]
         if self.perceptual != "none":
             trunk = Trunk(available_trunk() if self.perceptual == "auto" else self.perceptual)

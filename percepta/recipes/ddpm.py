@@ -37,10 +37,17 @@ class Ddpm(Recipe):
     cond_dropout: float = 0.1
     """Probability with which a label is dropped in training, so that guidance can be used."""
 
+    def stated(self) -> Formulation | None:
+        return self.formulation() if self.predict and self.schedule else None
+
+    def formulation(self) -> Formulation:
+        return Formulation(PATHS[self.schedule or "cosine"](self.timesteps or 1000), OUTPUT[self.predict or "eps"])
+
     def build(self, context: Context) -> Method:
-        formulation = context.init.formulation if context.init else None
-        if formulation is None or self.predict or self.schedule or self.timesteps:
-            formulation = Formulation(PATHS[self.schedule or "cosine"](self.timesteps or 1000), OUTPUT[self.predict or "eps"])
-            context.check_init(formulation)
+        formulation = self.formulation()
+        if context.init is not None:
+            if self.predict or self.schedule or self.timesteps:
+                context.check_init(formulation)
+            formulation = context.init.formulation
         weight = weight_named(self.weight or formulation.output, self.gamma)
         return denoising_method(context, formulation, weight, self.cond_dropout, network="unet-pocket", sampler=self.sampler)

@@ -1,6 +1,7 @@
 """EDM (Karras et al. 2022): preconditioned denoising under ln(sigma) ~ N(-1.2, 1.2^2), weight (sigma^2 + sd^2)/(sigma sd)^2."""
 
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from percepta.formulation import Formulation, LogNormalTimes
 from percepta.objectives.weights import edm
@@ -17,7 +18,7 @@ class Edm(Recipe):
     summary = "EDM: preconditioned denoising over log-normal noise levels, sampled with Heun"
     example = "percepta train edm --data ./images --size 32 --steps 5000"
     sampler = "heun"
-    settings = {"ema": "edm", "ema_halflife": 50_000, "sample_steps": 18}
+    settings = MappingProxyType({"ema": "edm", "ema_halflife": 50_000, "sample_steps": 18})
 
     sigma_min: float = 0.002
     """Least noise of the sampler, in units of the data."""
@@ -30,7 +31,10 @@ class Edm(Recipe):
     cond_dropout: float = 0.1
     """Probability with which a label is dropped in training, so that guidance can be used."""
 
+    def stated(self) -> Formulation:
+        return Formulation(VarianceExploding(self.sigma_min, self.sigma_max), "edm", LogNormalTimes(self.p_mean, self.p_std))
+
     def build(self, context: Context) -> Method:
-        formulation = Formulation(VarianceExploding(self.sigma_min, self.sigma_max), "edm", LogNormalTimes(self.p_mean, self.p_std))
+        formulation = self.stated()
         context.check_init(formulation)
         return denoising_method(context, formulation, edm, self.cond_dropout, network="unet-pocket", sampler=self.sampler)

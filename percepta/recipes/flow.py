@@ -28,8 +28,11 @@ class Flow(Recipe):
     cond_dropout: float = 0.1
     """Probability with which a label is dropped in training, so that guidance can be used."""
 
-    def build(self, context: Context) -> Method:
+    def stated(self) -> Formulation:
         times = LogitNormalTimes(self.t_mean, self.t_std) if self.times == "logit-normal" else UniformTimes()
-        formulation = Formulation(Rectified(), "flow", times)
+        return Formulation(Rectified(), "flow", times)
+
+    def build(self, context: Context) -> Method:
+        formulation = self.stated()
         context.check_init(formulation)
         return denoising_method(context, formulation, flow, self.cond_dropout, network="unet-pocket", sampler=self.sampler)

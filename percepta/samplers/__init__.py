@@ -5,6 +5,7 @@ from percepta.samplers.ancestral import ddim, ddpm
 from percepta.samplers.front import SOLVERS, sample, sample_batches, solver
 from percepta.samplers.grids import SPACINGS, as_grid, grid
 from percepta.samplers.guidance import Guided, guided
+from percepta.samplers.images import Drawn, sample_images, usual_clip
 from percepta.samplers.multistep import dpmpp_2m
 from percepta.samplers.runge_kutta import Churn, euler, heun, rk4
 from percepta.samplers.schedulers import with_scheduler
@@ -16,6 +17,7 @@ __all__ = [
     "AnyDenoiser",
     "Bound",
     "Churn",
+    "Drawn",
     "Guided",
     "State",
     "Step",
@@ -32,8 +34,10 @@ __all__ = [
     "rk4",
     "sample",
     "sample_batches",
+    "sample_images",
     "solver",
     "start",
     "step_noise",
+    "usual_clip",
     "with_scheduler",
 ]

@@ -11,7 +11,6 @@ All are of the chain that is sampled, never of the training chain: under respaci
 
 import math
 from collections.abc import Mapping
-from typing import Literal
 
 from torch import Tensor
 
@@ -19,7 +18,7 @@ from percepta.path import AbstractPath
 from percepta.samplers.step import Bound, State, Step, coefficients
 
 Clip = tuple[float, float] | None
-Variance = Literal["fixed_small", "fixed_large", "learned"]
+VARIANCES = ("fixed_small", "fixed_large", "learned")
 
 
 def _checked(clip: Clip) -> Clip:
@@ -58,11 +57,11 @@ def ddim(eta: float = 0.0, clip: Clip = None, clip_noise: bool = False) -> Step:
     return Step("ddim", advance, noisy=eta > 0)
 
 
-def ddpm(variance: Variance = "fixed_small", clip: Clip = None) -> Step:
+def ddpm(variance: str = "fixed_small", clip: Clip = None) -> Step:
     """Ancestral sampling. fixed_small is the posterior's variance, fixed_large the respaced beta. `learned` lies between both, in
     the log, where the network's further channels v in [-1, 1] say: frac = (v + 1)/2 (Nichol and Dhariwal 2021, equation 15)."""
-    if variance not in ("fixed_small", "fixed_large", "learned"):
-        raise ValueError(f"unknown variance {variance!r}; known: fixed_small, fixed_large, learned")
+    if variance not in VARIANCES:
+        raise ValueError(f"unknown variance {variance!r}; known: {', '.join(VARIANCES)}")
     clip = _checked(clip)
 
     def advance(denoise: Bound, state: State, t: float, s: float, noise: Tensor | None) -> State:

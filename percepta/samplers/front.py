@@ -108,7 +108,9 @@ def sample(  # one keyword per flag of `percepta sample`: more than eight, each 
         raise ValueError(f"the times are given, spacing {spacing!r} has nothing to spread; leave it out")
     step = sampler if isinstance(sampler, Step) else solver(sampler, eta=eta, clip=clip)
     times = steps if isinstance(steps, Tensor) else grid(denoiser.path, steps, spacing)
-    batches = sample_batches(guided(denoiser, guidance), step, times, shape=shape, rng=rng, cond=cond, batch_size=batch_size, callback=callback)
+    batches = sample_batches(
+        guided(denoiser, guidance), step, times, shape=shape, rng=rng, cond=cond, batch_size=batch_size, callback=callback
+    )
     return torch.cat(list(batches))
 
 

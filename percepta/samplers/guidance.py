@@ -52,7 +52,7 @@ class Guided(nn.Module):
         level = self.path.level(t)
         return torch.where((level > self.interval[0]) & (level <= self.interval[1]), self.scale, 1.0)
 
-    def _twice(self, x_t: Tensor, t: Times, cond: Cond) -> tuple[Tensor, Times, Cond]:
+    def _twice(self, x_t: Tensor, t: Tensor, cond: Cond) -> tuple[Tensor, Tensor, Cond]:
         if cond is None:
             raise ValueError("guidance needs a condition: pass cond, or use guidance 1")
         return torch.cat([x_t, x_t]), torch.cat([t, t]), _joined(cond, self._null(cond))

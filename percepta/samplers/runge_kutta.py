@@ -42,9 +42,13 @@ def frame_of(path: AbstractPath) -> Frame:
         d_alpha, d_sigma = (v.item() for v in path.velocity(_vector(t)))
         return d_alpha * x0 + d_sigma * eps(x, x0, t)
 
+    def level(t: float) -> float:
+        alpha, sigma = coefficients(path, t)
+        return sigma / alpha
+
     if isinstance(path, AbstractDiscretePath):
         return Frame(
-            clock=lambda t: path.level(_vector(t)).item(),
+            clock=level,
             time=lambda c: path.time_of_level(_vector(c)).item(),
             scale=lambda t: coefficients(path, t)[0],
             slope=eps,

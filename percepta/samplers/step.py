@@ -11,8 +11,9 @@ sampler it is:
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -24,6 +25,7 @@ from percepta.rng import Rng
 from percepta.samplers.grids import as_grid
 
 
+@runtime_checkable
 class AnyDenoiser(Protocol):
     """What a sampler asks of a denoiser: `path`, and (x_t, t, cond) -> x0_hat with one float64 CPU time per sample."""
 
@@ -100,8 +102,9 @@ class Step:
         return inner * self.calls + (self.last_calls if float(times[-1]) == 0 else self.calls)
 
 
+@lru_cache(maxsize=4096)
 def coefficients(path: AbstractPath, t: float) -> tuple[float, float]:
-    """(alpha, sigma) at one time."""
+    """(alpha, sigma) at one time; kept, since a chain asks for the same few times again in every batch."""
     at = torch.tensor([t], dtype=torch.float64)
     return path.alpha(at).item(), path.sigma(at).item()
 

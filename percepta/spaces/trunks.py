@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from percepta.spaces.space import Features, Reads, Space
-from percepta.weights import find_weights, has_weights
+from percepta.weights import find_weights, has_weights, read_weights
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,6 @@ class Trunk(Space):
         self.freeze()
 
     def _load(self, names: tuple[str, ...]) -> None:
-        from percepta.interop.weights import read_weights
-
         tensors = read_weights(find_weights(next((name for name in names if has_weights(name)), names[0])))
         own = {k: tensors[f"features.{k}"] for k in self.layers.state_dict() if f"features.{k}" in tensors}
         self.layers.load_state_dict(own)

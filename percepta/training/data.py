@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from percepta.data import Source, Stream, Transform, open_source
+from percepta.data.reader import Store
 from percepta.distributed import World, barrier
 from percepta.estimate import Batch
 from percepta.training.settings import Settings
@@ -41,19 +42,24 @@ class Data:
 def open_data(settings: Settings, world: World, device: torch.device, note: Callable[[str], None]) -> Data:
     """The source that --data names, as images or, with --vae, as latents."""
     source = open_source(settings.data, settings.size)
-    if settings.conditional and not source.num_classes:
+    if settings.conditional == "yes" and not source.num_classes:
         raise ValueError(
-            f"--conditional was asked for, but {settings.data} has no labels: use class sub-folders, metadata.jsonl with "
-            "`label`, or --no-conditional"
+            f"--conditional yes was asked for, but {settings.data} has no labels: use class sub-folders, metadata.jsonl with "
+            "`label`, or --conditional no"
         )
-    labelled = bool(source.num_classes) and settings.conditional is not False
+    labelled = bool(source.num_classes) and settings.conditional != "no"
     return (_latents if settings.vae else _images)(settings, source, labelled, world, device, note)
 
 
 def _stream(settings: Settings, source: Source, world: World, device: torch.device) -> Stream:
+    limit = int(settings.data_memory * 2**30)
+    needed = Store.bytes_of(len(source), Transform(settings.size, settings.crop))
+    home = "cpu"
+    if device.type == "cuda" and needed is not None and needed <= min(limit, torch.cuda.mem_get_info(device)[0] // 10):
+        home = device  # a small set lives on the GPU: no copies at all
     return Stream(
         source, settings.size, settings.seed, settings.batch, world.rank, world.size, settings.workers, settings.crop, settings.flip,
-        on_bad=settings.on_bad_image, memory_limit_bytes=int(settings.data_memory * 2**30), pin=device.type == "cuda",
+        on_bad=settings.on_bad_image, memory_limit_bytes=limit, pin=device.type == "cuda", device=home,
     )  # fmt: skip
 
 

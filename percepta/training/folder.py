@@ -6,6 +6,7 @@
 import fcntl
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -37,7 +38,8 @@ class RunFolder:
             return
         if self.root.exists() and not self.root.is_dir():
             raise RunFolderError(f"{self.root} is a file; choose another --out")
-        used = self.root.is_dir() and any(self.root.glob("checkpoint-*"))
+        # a save that was complete but for its last rename is a run too
+        used = any(self.root.glob("checkpoint-*")) or any(self.root.glob(".tmp-checkpoint-*/MANIFEST.json"))
         if used and not resume:
             raise RunFolderError(f"{self.root} already holds a run: add --resume to go on with it, or choose another --out")
         self.root.mkdir(parents=True, exist_ok=True)
@@ -45,7 +47,17 @@ class RunFolder:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
+            self.close()
             raise RunFolderError(f"another process is training in {self.root}; wait for it, or choose another --out") from error
+        self._sweep()
+
+    def _sweep(self) -> None:
+        """Remove what a process left that was killed while it wrote; unfinished checkpoints are checkpoint.py's."""
+        for left in (*self.root.glob(".*.tmp"), *self.root.glob("samples/.*.tmp"), *self.root.glob(".model.*")):
+            if left.is_dir():
+                shutil.rmtree(left)
+            else:
+                left.unlink()
 
     def close(self) -> None:
         for file in self._lines.values():
@@ -63,9 +75,13 @@ class RunFolder:
         return self.root / "samples" / f"step-{step:07d}.png"
 
     def rewind(self, step: int) -> None:
-        """Drop the lines of steps after `step`: what an interrupted run wrote beyond its checkpoint is written again."""
+        """Drop the lines and grids of steps after `step`: what an interrupted run wrote beyond its checkpoint is written again."""
         if not self.writes:
             return
+        for grid in (self.root / "samples").glob("step-*.png"):
+            if int(grid.stem.removeprefix("step-")) > step:
+                grid.unlink()
+                grid.with_suffix(".json").unlink(missing_ok=True)
         for name in ("metrics.jsonl", "timing.jsonl"):
             path = self.root / name
             if path.is_file():

@@ -17,7 +17,7 @@ from percepta.training.folder import RunFolder, write_json
 from percepta.training.log import Meter, console, make_trackers
 from percepta.training.loop import Loop, averaged, resume
 from percepta.training.method import Method
-from percepta.training.precision import check_precision, compile_network, pick_device
+from percepta.training.precision import CUDA_GRAPHS, check_precision, compile_network, pick_device
 from percepta.training.recipe import Context, Recipe
 from percepta.training.settings import Settings
 from percepta.training.signals import StopFlag, stop_on_signals
@@ -32,6 +32,7 @@ class Outcome:
     step: int
     finished: bool
     model: Path | None = None
+    next_command: str = ""
 
 
 def train(recipe: Recipe, settings: Settings, quiet: bool = False) -> Outcome:
@@ -83,23 +84,35 @@ def _train(recipe: Recipe, settings: Settings, folder: RunFolder, flag: StopFlag
                 model, {"training": f"percepta train {recipe.name}: {state.step} steps of {settings.batch} images"}
             )
     distributed.barrier()
-    return Outcome(folder.root, state.step, finished, model)
+    return Outcome(folder.root, state.step, finished, model, method.product.next_command(folder.root))
 
 
 def build_method(recipe: Recipe, settings: Settings, data: Data) -> Method:
     """The recipe's method for this data; fresh weights follow from the seed alone."""
     init = None
     if settings.init is not None:
-        from percepta.interop import load_pipeline
+        from percepta.interop import UnknownMeaning, load_pipeline
 
-        init = load_pipeline(settings.init).denoiser
-    torch.manual_seed(mix(settings.seed, "init"))
-    context = Context(data.channels, data.size, data.num_classes, data.class_names, settings.network, init, data.vae, data.examples)
-    return recipe.build(context)
+        try:
+            init = load_pipeline(settings.init).denoiser
+        except UnknownMeaning:
+            if recipe.stated() is None:
+                raise
+            init = load_pipeline(settings.init, recipe.stated()).denoiser
+    seed = mix(settings.seed, "init")
+    torch.manual_seed(seed)
+    return recipe.build(
+        Context(data.channels, data.size, data.num_classes, data.class_names, settings.network, init, data.vae, data.examples, seed)
+    )
 
 
 def prepare_networks(method: Method, settings: Settings, device: torch.device) -> None:
-    """Checkpointing, memory layout and compilation, as the settings ask."""
+    """Training mode (networks from folders come in eval mode), and checkpointing, layout and compilation as the settings ask."""
+    for module in method.players.values():
+        module.train()
+    if settings.micro_batch and settings.compile in CUDA_GRAPHS and device.type == "cuda":
+        raise ValueError(f"--micro-batch adds up gradients, which the CUDA graphs of --compile {settings.compile} overwrite: use "
+                         "--compile default, or leave --micro-batch out")  # fmt: skip
     networks = [m for m in method.model.modules() if isinstance(m, Network)] or [method.model]
     for network in networks:
         if settings.gradient_checkpointing:

@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -15,6 +15,7 @@ from percepta.training.settings import Settings
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
+@runtime_checkable
 class Tracker(Protocol):
     def log(self, step: int, values: Mapping[str, float]) -> None: ...
     def close(self) -> None: ...

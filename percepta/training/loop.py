@@ -1,5 +1,6 @@
 """The training loop: steps, and between them what is due: lines of metrics, sample grids, checkpoints, and leaving when asked to."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -132,7 +133,7 @@ class Loop:
     def _log(self, report: Report) -> None:
         state, settings = self.state, self.settings
         values = {**report.losses, **{f"grad_norm/{k}": v for k, v in report.norms.items()}}
-        if report.bad is None:
+        if report.bad is None and all(map(math.isfinite, values.values())):  # fp16: a gradient that overflowed moved nothing
             for name, value in values.items():
                 state.window[name] = state.window.get(name, 0.0) + value
             state.window_steps += 1
@@ -154,13 +155,17 @@ class Loop:
     def _preview_if_due(self) -> bool:
         """The grid of this step if it is due and not there; False if a signal came meanwhile (it is then drawn after a resume)."""
         step, settings = self.state.step, self.settings
-        due = settings.sample_every and step and (step % settings.sample_every == 0 or step == settings.steps)
-        if not due or not self.folder.writes or self.folder.samples(step).exists():
+        if not (settings.sample_every and step and (step % settings.sample_every == 0 or step == settings.steps)):
             return True
+        drawn = not self.folder.writes or self.folder.samples(step).exists() or self._preview(step)
+        # rank 0 alone draws: the others learn here whether it was interrupted, and leave with it
+        return not bool(distributed.summed(torch.tensor([float(not drawn)], device=self.device)))
+
+    def _preview(self, step: int) -> bool:
         self.meter.pause()
         try:
             with averaged(self.state):
-                save_preview(self.method.product, self.folder.samples(step), settings, self.device, self.flag.check, step)
+                save_preview(self.method.product, self.folder.samples(step), self.settings, self.device, self.flag.check, step)
         except Interrupted:
             return False
         finally:

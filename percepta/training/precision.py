@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+CUDA_GRAPHS = ("reduce-overhead", "max-autotune")  # modes of torch.compile that record them on a GPU
 DTYPES = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -18,7 +19,9 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if name == "cuda":
         if not torch.cuda.is_available():
-            raise ValueError("--device cuda was asked for, but torch sees no CUDA device; see `percepta doctor`, or use --device cpu")
+            raise ValueError(
+                "--device cuda was asked for, but torch sees no CUDA device; see `percepta doctor`, or use --device cpu"
+            )
         return torch.device("cuda", local_rank)
     if name not in ("cpu", "mps"):
         raise ValueError(f"--device {name!r} is not known: auto, cpu, cuda or mps")
@@ -29,7 +32,9 @@ def check_precision(mixed: str, device: torch.device) -> None:
     if mixed not in DTYPES:
         raise ValueError(f"--mixed-precision {mixed!r} is not known: {', '.join(DTYPES)}")
     if mixed == "fp16" and device.type != "cuda":
-        raise ValueError(f"--mixed-precision fp16 needs a CUDA device (on {device.type} it is emulated, a thousand times slower); use bf16")
+        raise ValueError(
+            f"--mixed-precision fp16 needs a CUDA device (on {device.type} it is emulated, a thousand times slower); use bf16"
+        )
     if mixed == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
         raise ValueError("this GPU has no bf16; use --mixed-precision fp16")
 

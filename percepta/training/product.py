@@ -1,28 +1,35 @@
 """Product: what a trained model is good for: previews while it trains, and the folder that is exported."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from percepta.formulation import Denoiser
 from percepta.networks import Network
-from percepta.rng import Rng, rng_for
-from percepta.samplers import sample
+from percepta.path import AbstractDiscretePath
+from percepta.rng import rng_for
+from percepta.samplers import Drawn, sample_images, usual_clip
 from percepta.training.settings import Settings
 
 Check = Callable[..., None]  # called at safe places of a long job; raises to leave it
 
 
+@runtime_checkable
 class Product(Protocol):
     def preview(self, settings: Settings, device: torch.device, check: Check) -> tuple[Tensor, Mapping[str, Any]]:
         """Images in [-1, 1] and how they were made; the same at every call but for the weights."""
         ...
 
     def export(self, out: Path, card: Mapping[str, Any]) -> None: ...
+
+    def next_command(self, run: Path) -> str:
+        """What a user would type next."""
+        ...
 
 
 @dataclass
@@ -38,49 +45,34 @@ class Sampled:
     def preview(self, settings: Settings, device: torch.device, check: Check) -> tuple[Tensor, Mapping[str, Any]]:
         rng = rng_for(settings.seed, 0, settings.sample_num, stream="sample", device=device)
         name = settings.sampler or self.sampler
+        how = Drawn(name, settings.sample_steps, clip=usual_clip(name, self.vae is None), guidance=settings.guidance)
         network = self.denoiser.network
         assert isinstance(network, Network)
-        cond = None
-        if network.num_classes:
-            cond = torch.arange(settings.sample_num, device=device) % network.num_classes
-        images = sample_images(
-            self.denoiser, name, settings.sample_steps, self.shape, rng, cond, settings.guidance, self.vae, check
-        )
-        return images, {"sampler": name, "steps": settings.sample_steps, "guidance": settings.guidance, "seed": settings.seed,
-                        "num": settings.sample_num, "weights": "ema" if settings.ema != "none" else "raw"}  # fmt: skip
+        cond = torch.arange(settings.sample_num, device=device) % network.num_classes if network.num_classes else None
+        with lent(self.vae, device):
+            images = sample_images(self.denoiser, how, self.shape, rng, cond, self.vae, check)
+        weights = "ema" if settings.ema != "none" else "raw"
+        return images, {**asdict(how), "seed": settings.seed, "num": settings.sample_num, "weights": weights}
 
     def export(self, out: Path, card: Mapping[str, Any]) -> None:
-        from percepta.interop import export_pipeline
+        from percepta.interop import SamplerDefaults, export_pipeline
 
-        export_pipeline(out, self.denoiser, vae=self.vae, class_names=self.class_names, card=dict(card))
+        clip = usual_clip("ddim", self.vae is None) if isinstance(self.denoiser.path, AbstractDiscretePath) else None
+        defaults = SamplerDefaults(clip=clip and clip[1])
+        export_pipeline(out, self.denoiser, vae=self.vae, sampler=defaults, class_names=self.class_names, card=dict(card))
+
+    def next_command(self, run: Path) -> str:
+        return f"percepta sample {run} --num 16 --out images.png"
 
 
-def sample_images(
-    denoiser: Denoiser,
-    sampler: str,
-    steps: int,
-    shape: tuple[int, ...],
-    rng: Rng,
-    cond: Tensor | None,
-    guidance: float,
-    vae: Any,
-    check: Check,
-) -> Tensor:
-    """Samples as images in [-1, 1] on the CPU, latents decoded; `check` is called at every sampler step."""
-    was_training = denoiser.training
-    denoiser.eval()
+@contextmanager
+def lent(module: nn.Module | None, device: torch.device) -> Iterator[None]:
+    """A module on a device for a while: an autoencoder takes room only while it decodes."""
+    home = None if module is None else next(module.parameters()).device
+    if module is not None:
+        module.to(device)
     try:
-        with torch.no_grad():
-            x0 = sample(denoiser, sampler, steps, shape=shape, rng=rng, cond=cond, guidance=guidance, callback=check)
-            if vae is not None:
-                home = next(vae.parameters()).device
-                vae.to(x0.device)
-                parts = []
-                for part in x0.split(16):
-                    check()
-                    parts.append(vae.decode(part))
-                x0 = torch.cat(parts)
-                vae.to(home)
-        return x0.float().clamp(-1, 1).cpu()
+        yield
     finally:
-        denoiser.train(was_training)
+        if module is not None:
+            module.to(home)

@@ -31,6 +31,7 @@ class Context:
     init: Denoiser | None = None
     vae: Any = None
     examples: Callable[[], Tensor] | None = None  # the first images, in [-1, 1]
+    seed: int = 0  # of fresh weights
 
     def check_init(self, formulation: Formulation) -> None:
         """Refuse to train --init under another meaning of its output."""
@@ -50,21 +51,25 @@ class Context:
                 raise ValueError("--network and --init exclude each other: the network of --init is used")
             network = self.init.network
             assert isinstance(network, Network)
-            if network.in_channels != self.channels:
-                raise ValueError(
-                    f"--init reads {network.in_channels} channels, the data has {self.channels}"
-                    + ("" if self.vae is not None else "; a latent model needs --vae")
-                )
-            if network.num_classes != self.num_classes:
-                raise ValueError(
-                    f"--init has {network.num_classes or 'no'} classes, the data has {self.num_classes or 'none'}: use "
-                    "--no-conditional, or data with the same classes"
-                )
-            return network
+            return self._fitting(network, "--init")
         name = self.network or default
         if "/" in name or name.startswith("."):
-            return adapt(load_model(name))
-        return build(name, channels=self.channels, size=self.size, num_classes=self.num_classes)
+            return self._fitting(adapt(load_model(name)), "--network")
+        return build(name, channels=self.channels, size=self.size, num_classes=self.num_classes, seed=self.seed)
+
+    def _fitting(self, network: Network, flag: str) -> Network:
+        """A network from elsewhere, if it reads this data."""
+        if network.in_channels != self.channels:
+            raise ValueError(
+                f"{flag} reads {network.in_channels} channels, the data has {self.channels}"
+                + ("" if self.vae is not None else "; a latent model needs --vae")
+            )
+        if network.num_classes != self.num_classes:
+            raise ValueError(
+                f"{flag} has {network.num_classes or 'no'} classes, the data has {self.num_classes or 'none'}: use "
+                "--conditional no, or data with the same classes"
+            )
+        return network
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +84,10 @@ class Recipe(ABC):
 
     @abstractmethod
     def build(self, context: Context) -> Method: ...
+
+    def stated(self) -> Formulation | None:
+        """What the flags alone say about the network of --init: needed where it is a bare model folder."""
+        return None
 
     @classmethod
     def default_settings(cls) -> Settings:

@@ -17,7 +17,12 @@ from percepta.training.state import load_weights, make_state
 
 
 def export_run(
-    recipes: Mapping[str, type[Recipe]], run: Path, out: Path, step: int | None = None, raw: bool = False, ema_length: float | None = None
+    recipes: Mapping[str, type[Recipe]],
+    run: Path,
+    out: Path,
+    step: int | None = None,
+    raw: bool = False,
+    ema_length: float | None = None,
 ) -> int:
     """Export a checkpoint of a run; returns its step."""
     if not (run / "config.json").is_file():

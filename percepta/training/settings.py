@@ -18,8 +18,8 @@ class Settings:
     """How an image becomes a square of that side; `none` refuses other sizes."""
     flip: bool = False
     """Mirror half of the images, chosen per sample."""
-    conditional: bool | None = None
-    """Condition on class labels. Default: yes where the data has them."""
+    conditional: Literal["auto", "yes", "no"] = "auto"
+    """Condition on class labels; auto does where the data has them."""
     on_bad_image: Literal["error", "skip"] = "error"
     """A file that cannot be read: stop and name it, or skip it, count it and warn."""
     network: str | None = None

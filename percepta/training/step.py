@@ -5,17 +5,19 @@ gradient, and every number that is logged, is that of the whole batch.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
 
 import torch
+from torch import Tensor
 
 from percepta import distributed
 from percepta.estimate import Batch
 from percepta.rng import Rng, mix
 from percepta.training.method import Method, Turn
 from percepta.training.optim import clip_gradients, set_lr
-from percepta.training.precision import autocast
+from percepta.training.precision import CUDA_GRAPHS, autocast
 from percepta.training.settings import Settings
 from percepta.training.state import Player, State
 
@@ -32,67 +34,91 @@ class Report:
 
 def take_step(method: Method, state: State, settings: Settings, batch: Batch, rng: Rng, asked: bool = False) -> Report:
     """Move every player once. A turn whose loss or gradient is not finite moves nothing, and ends the step."""
+    if settings.compile in CUDA_GRAPHS and rng.device.type == "cuda":
+        torch.compiler.cudagraph_mark_step_begin()
     parts = _parts(len(batch), len(batch) if method.whole_batch else settings.micro_batch or len(batch))
-    makers = [method.step(batch.select(part), rng.select(part)) for part in parts]
-    shares = [(part.stop - part.start) / settings.batch for part in parts]
+    makers = [(method.step(batch.select(part), rng.select(part)), (part.stop - part.start) / settings.batch) for part in parts]
     losses: dict[str, float] = {}
     norms: dict[str, float] = {}
     stop = False
-    # the parts take each turn together: a turn sees what the turns before it moved, in every part
-    for turns in zip(*(_forward(maker, part, rng, settings, state) for part, maker in enumerate(makers)), strict=True):
-        player = state.players[turns[0].player]
-        for turn, share in zip(turns, shares, strict=True):
-            _backward(turn, share, player)
-        logs = torch.stack(
-            [sum((t.logs[k] * w for t, w in zip(turns, shares, strict=True)), torch.zeros(())) for k in turns[0].logs]
-        )
-        logs = distributed.summed(torch.cat([logs.float(), torch.full((1,), float(asked), device=logs.device)]))
+    for number in count():
+        taken = _accumulate(makers, number, settings, state, rng.device)
+        if taken is None:
+            return Report(losses, norms, None, stop)
+        player, logs = taken
+        summed = distributed.summed(torch.stack([*logs.values(), torch.full((), float(asked), device=rng.device)]))
         distributed.reduce_gradients(player.params)
         if player.scaler is not None:
             player.scaler.unscale_(player.optimizer)
         norm = clip_gradients(player.params, settings.clip)
-        *values, stops, size = torch.cat([logs, norm.to(logs).reshape(1)]).tolist()  # the turn's only synchronisation
-        losses |= dict(zip(turns[0].logs, values, strict=True))
+        *values, stops, size = torch.cat([summed, norm.to(summed).reshape(1)]).tolist()  # the turn's only synchronisation
+        turn = dict(zip(logs, values, strict=True))
+        losses |= turn
         norms[player.name] = size
         stop = stops > 0
-        bad = _not_finite(dict(zip(turns[0].logs, values, strict=True)), size, player)
+        bad = _not_finite(turn, size, player)
         if bad is not None:
             player.optimizer.zero_grad(set_to_none=True)
+            if player.scaler is not None:
+                player.scaler.update()  # ends its step: the next one unscales anew
             return Report(losses, norms, bad, stop)
         set_lr(player.optimizer, state.schedule.lr_at(state.step + 1 if settings.warmup else state.step))
         _move(player)
-    return Report(losses, norms, None, stop)
+    raise AssertionError("a method's turns end")
 
 
 def _parts(rows: int, most: int) -> list[slice]:
     return [slice(first, min(first + most, rows)) for first in range(0, rows, most)]
 
 
-def _forward(maker: Iterator[Turn], part: int, rng: Rng, settings: Settings, state: State) -> Iterator[Turn]:
-    """A method's turns, computed in the run's precision. Dropout draws from torch's own generator, seeded per step, rank and part."""
-    while True:
-        torch.manual_seed(mix(settings.seed, state.stream, "torch", state.step, distributed.world().rank, part))
-        with autocast(settings.mixed_precision, rng.device):
+def _accumulate(
+    makers: Sequence[tuple[Iterator[Turn], float]], number: int, settings: Settings, state: State, device: torch.device
+) -> tuple[Player, dict[str, Tensor]] | None:
+    """The next turn of every part, forward and backward one part after the other: one graph is alive at a time. None at the end.
+
+    All parts take a turn before any takes the next: a turn sees what the turns before it moved. Dropout draws from torch's own
+    generator, seeded per step, turn, rank and part.
+    """
+    rank = distributed.world().rank
+    player: Player | None = None
+    logs: dict[str, Tensor] = {}
+    for part, (maker, share) in enumerate(makers):
+        _seed(mix(settings.seed, state.stream, "torch", state.step, number, rank, part), device)
+        with autocast(settings.mixed_precision, device):
             turn = next(maker, None)
         if turn is None:
-            return
-        yield turn
+            assert player is None, "every part takes the same turns"
+            continue
+        player = state.players[turn.player]
+        _backward(turn, share, player)
+        for name, value in turn.logs.items():
+            logs[name] = logs.get(name, 0) + value.float() * share
+    return None if player is None else (player, logs)
+
+
+def _seed(seed: int, device: torch.device) -> None:
+    """torch.manual_seed for the devices in use: that one also takes a stack trace for each kind of device that is not."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+    elif device.type == "mps":
+        torch.mps.manual_seed(seed)
 
 
 def _backward(turn: Turn, share: float, player: Player) -> None:
-    scale = share if player.scaler is None else share * player.scaler.scale(torch.ones((), device=turn.loss.device)).item()
     if turn.backward is not None:
-        turn.backward(scale)
+        turn.backward(share if player.scaler is None else share * player.scaler.get_scale())
     else:
-        torch.autograd.backward(turn.loss * scale, inputs=player.params)
+        loss = turn.loss * share
+        torch.autograd.backward(loss if player.scaler is None else player.scaler.scale(loss), inputs=player.params)
 
 
 def _not_finite(losses: dict[str, float], norm: float, player: Player) -> str | None:
-    """What is wrong, or None. A gradient that overflows fp16 is not: the scaler skips that step and lowers its scale."""
+    """What is wrong, or None. A gradient that overflows fp16 is not, while there is a scale to lower: the scaler skips that step."""
     for name, value in losses.items():
         if not math.isfinite(value):
             return f"term {name!r} is {value}"
-    if not math.isfinite(norm) and player.scaler is None:
+    if not math.isfinite(norm) and (player.scaler is None or player.scaler.get_scale() <= 1):
         from percepta.training.optim import nonfinite
 
         where = nonfinite(player.module.named_parameters())

@@ -20,7 +20,7 @@ from percepta.training.settings import Settings
 FROZEN = Path(__file__).parents[1] / "assets" / "cli.txt"
 REGENERATE = "PERCEPTA_REGENERATE"  # set it to write tests/assets/cli.txt anew, after a flag was changed on purpose
 RECIPES = recipes()
-TINY = "--data shapes:length=8 --size 8 --steps 1 --batch 2 --sample-every 0 --sample-num 2".split()
+TINY = ["--data", "shapes:length=8", "--size", "8", "--steps", "1", "--batch", "2", "--sample-every", "0", "--sample-num", "2"]
 
 
 def command_classes() -> dict[str, type]:
@@ -94,7 +94,7 @@ def help_of(command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytes
 
 
 def test_commands_and_recipes_are_found() -> None:
-    assert set(CLASSES) == {"recipes", "sample", "export", "cache latents", "doctor"}
+    assert set(CLASSES) == {"recipes", "sample", "export", "convert", "cache latents", "doctor"}
     assert len(RECIPES) >= 4
 
 
@@ -104,7 +104,9 @@ def test_the_command_line_is_frozen() -> None:
         FROZEN.write_text(now)
     then = FROZEN.read_text()
     change = "\n".join(difflib.unified_diff(then.splitlines(), now.splitlines(), "tests/assets/cli.txt", "now", lineterm="", n=0))
-    assert now == then, f"the command line changed; if it is meant, run this test with {REGENERATE}=1 and note it in CHANGELOG.md\n{change}"
+    assert now == then, (
+        f"the command line changed; if it is meant, run this test with {REGENERATE}=1 and note it in CHANGELOG.md\n{change}"
+    )
 
 
 @pytest.mark.parametrize("cls", [*CLASSES.values(), *RECIPES.values(), Settings], ids=lambda cls: cls.__name__)
@@ -146,6 +148,8 @@ def test_the_overview_names_what_there_is(command: str, capsys, monkeypatch) -> 
         ("sample runs/first --nmu 3", "--num"),
         ("export run out --ema-lenght 0.1", "--ema-length"),
         ("cache latnets --vae x", "latents"),
+        ("convert nowhere.pt out --family dit", "nowhere.pt"),
+        ("convert nowhere.pt out --famly dit", "--family"),
         ("cache latents --vea x", "--vae"),
         ("doctor --dta x", "--data"),
         ("recipes --jsno", "--json"),

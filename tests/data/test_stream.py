@@ -219,7 +219,7 @@ def test_each_image_is_decoded_once_in_memory(folder, monkeypatch):
     rows(stream, 0, 9)
     assert sorted(decoded) == list(range(23))
     assert stream._stores[0].pool is None  # no thread is left when all is there
-    assert Store.bytes_of(stream._feeds[0]) == 23 * (3 * SIZE * SIZE + 9)
+    assert Store.bytes_of(23, stream._feeds[0].transform) == 23 * (3 * SIZE * SIZE + 9)
 
 
 def test_shapes_stream_without_files():

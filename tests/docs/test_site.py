@@ -1,6 +1,9 @@
 """The site: every page is in its table of contents, its pictures and links exist, and it loads nothing from other servers."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -30,6 +33,21 @@ def test_the_site_is_strict_and_offline() -> None:
     assert CONFIG["theme"]["font"] is False
     assert set(CONFIG["validation"]["links"].values()) == {"warn"}  # --strict makes errors of them
     assert not [name for key in ("extra_css", "extra_javascript") for name in CONFIG.get(key, []) if "//" in name]
+
+
+def test_it_builds_without_a_warning_and_fetches_nothing(tmp_path: Path) -> None:
+    pytest.importorskip("material", reason="needs mkdocs-material: pip install 'percepta[dev]'")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"})
+    assert done.returncode == 0, done.stderr
+    pages = list((tmp_path / "site").rglob("index.html"))
+    assert len(pages) >= len(PAGES)
+    for page in pages:
+        fetched = re.findall(
+            r"<(?:script|img|iframe|source)[^>]+src=\"(https?:[^\"]+)|<link[^>]+stylesheet[^>]+href=\"(https?:[^\"]+)",
+            page.read_text(),
+        )
+        assert not fetched, f"{page} loads {fetched}"
 
 
 @pytest.mark.parametrize("text", TEXTS, ids=lambda path: str(path.relative_to(ROOT)))

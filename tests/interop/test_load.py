@@ -20,7 +20,8 @@ from diffusers import (
 )
 
 from percepta.formulation import EDM, FLOW, Denoiser, Formulation, as_x0_hat
-from percepta.interop import export_pipeline, formulation_of, load_pipeline
+from percepta.interop import export_pipeline, formulation_of, load_pipeline, scheduler_for
+from percepta.interop.schedules import defaults_of
 from percepta.networks import adapt
 from percepta.path import BetaTable, Cosine, LinearBeta, Rectified, VarianceExploding
 
@@ -89,6 +90,29 @@ def test_predictions_mean_what_diffusers_means(prediction, output):
     k = int(scheduler.timesteps[2])
     wanted = scheduler.step(raw, k, x).pred_original_sample
     torch.testing.assert_close(as_x0_hat(output, raw, x, found.path.time_of([k]), found.path), wanted, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [{"_class_name": cls, "timestep_spacing": spacing} for cls in CLASSES for spacing in ("leading", "linspace", "trailing")]
+    + [{"_class_name": "DDIMScheduler", "num_train_timesteps": 70, "timestep_spacing": "trailing"}]
+    + [
+        {"_class_name": f"FlowMatch{solver}DiscreteScheduler", "shift": shift}
+        for solver in ("Euler", "Heun")
+        for shift in (1.0, 3.0)
+    ]
+    + [{"_class_name": "DPMSolverMultistepScheduler", "use_flow_sigmas": True, "prediction_type": "flow_prediction"}]
+    + [{"_class_name": "EDMEulerScheduler"}, {"_class_name": "EDMDPMSolverMultistepScheduler"}],
+)
+def test_what_is_read_can_be_sampled_and_exported(config):
+    """Habits that Percepta cannot follow are dropped for the usual ones, so that no loaded pipeline is a dead end."""
+    resolved = defaults_of(config).resolved(formulation_of(config))
+    assert (
+        formulation_of(json.loads(scheduler_for(formulation_of(config), resolved).to_json_string())).output
+        == formulation_of(config).output
+    )
+    if config["_class_name"] == "DDPMScheduler":
+        assert (resolved.solver, resolved.spacing, resolved.clip) == ("ddpm", config["timestep_spacing"], 1.0)
 
 
 def test_flows_and_edm():
@@ -170,7 +194,7 @@ def test_a_run_and_its_parts(tmp_path):
 
 def test_a_bare_model_needs_a_schedule(tmp_path):
     unet().save_pretrained(tmp_path / "unet")
-    with pytest.raises(ValueError, match="--prediction"):
+    with pytest.raises(ValueError, match="--predict"):
         load_pipeline(tmp_path / "unet")
     assert load_pipeline(tmp_path / "unet", FLOW).denoiser.formulation == FLOW
     DDPMScheduler(beta_schedule="squaredcos_cap_v2").save_pretrained(tmp_path / "unet")

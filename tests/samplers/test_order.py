@@ -9,16 +9,16 @@ from percepta.rng import rng_for
 from percepta.samplers import SOLVERS, State, Step, adaptive, ddim, dpmpp_2m, euler, grid, heun, integrate, rk4, start
 
 X = torch.linspace(-2, 2, 12, dtype=torch.float64).reshape(1, 3, 2, 2)
-COUNTS = np.array([32, 64, 128, 256])
+COUNTS = np.array([8, 16, 32, 64])
 
 
 def slope(step, denoiser, times_of):
-    errors = []
-    for count in COUNTS:
+    errors, counts = [], COUNTS * (2 if step.order == 1 else 1)
+    for count in counts:
         times = times_of(int(count))
         exact = X * denoiser.deviation(times[-1].item()) / denoiser.deviation(times[0].item())
         errors.append((integrate(step, denoiser, X, times) - exact).abs().max().item())
-    return -np.polyfit(np.log(COUNTS), np.log(errors), 1)[0]
+    return -np.polyfit(np.log(counts), np.log(errors), 1)[0]
 
 
 def even_levels(path, high, low):
@@ -81,9 +81,9 @@ def test_adaptive_meets_its_tolerance(path, gaussian):
 @pytest.mark.parametrize("name", SOLVERS)
 @pytest.mark.parametrize("path", [LinearBeta(), Cosine(), Rectified(), VarianceExploding()])
 def test_every_sampler_reaches_the_data(name, path, gaussian):
-    """From pure noise, N(0, 1/4) comes out on every path, within the error of 100 steps."""
+    """From pure noise, N(0, 1/4) comes out on every path, within the error of 60 steps."""
     rng = rng_for(0, 0, 32, stream="sample")
-    times = grid(path, 100) if name != "adaptive" else torch.tensor([path.t_max, 0.0], dtype=torch.float64)
+    times = grid(path, 60) if name != "adaptive" else torch.tensor([path.t_max, 0.0], dtype=torch.float64)
     x = integrate(SOLVERS[name](), gaussian(path), start(path, times[0].item(), rng.normal("x_T", (3, 8, 8))), times, rng=rng)
     assert bool(x.isfinite().all())
-    assert x.std().item() == pytest.approx(0.5, rel=0.12 if name == "ddpm" else 0.06)
+    assert x.std().item() == pytest.approx(0.5, rel=0.2 if name == "ddpm" else 0.1)

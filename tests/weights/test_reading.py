@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from percepta.interop.weights import check_tar, check_zip, read_weights
+from percepta.weights.reading import check_tar, check_zip, read_weights
 
 
 class Evil:
@@ -175,7 +175,7 @@ def test_bombs_are_refused_unopened(tmp_path):
 
 
 def test_too_many_members_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys.modules["percepta.interop.weights"], "MAX_MEMBERS", 10)
+    monkeypatch.setattr(sys.modules["percepta.weights.reading"], "MAX_MEMBERS", 10)
     with tarfile.open(tmp_path / "a.tar", "w") as archive:
         for i in range(11):
             archive.addfile(tarfile.TarInfo(str(i)), io.BytesIO())

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import percepta.weights
-from percepta.weights import BY_NAME, TABLE, find_weights, has_weights, known_weights
+from percepta.weights.table import BY_NAME, TABLE, find_weights, has_weights, known_weights
 
 
 @pytest.fixture

@@ -1,0 +1,100 @@
+"""What every bench script needs: its flags, the head line with hardware and versions, interleaved timing, peak memory.
+
+Both sides of a comparison run in turn in one process and are compared by their medians, so that whatever else the machine does falls on
+all of them. A ratio is the peer's time over ours: above 1 we are faster.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import percepta
+
+
+def parser(about: str | None, quick: str) -> argparse.ArgumentParser:
+    """The flags of every script; `quick` says what --quick leaves out."""
+    made = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--quick", action="store_true", help=quick)
+    made.add_argument("--json", action="store_true", help="one JSON object on stdout, ratios by name")
+    made.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="torch's threads (default: %(default)s)")
+    return made
+
+
+def cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def about(*packages: str, device: str = "cpu") -> dict[str, Any]:
+    """Hardware and versions, ours and the peers'."""
+    return {
+        "hardware": torch.cuda.get_device_name() if device == "cuda" else cpu_name(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "percepta": percepta.__version__,
+        "torch": torch.__version__,
+        **{name: version(name) for name in packages},
+    }
+
+
+def headline(facts: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in facts.items())
+
+
+def printer(as_json: bool) -> Callable[..., None]:
+    """`print`, away from stdout where that is for one JSON object."""
+
+    def say(*text: object) -> None:
+        print(*text, file=sys.stderr if as_json else sys.stdout, flush=True)
+
+    return say
+
+
+def finish(as_json: bool, ratios: Mapping[str, float], **more: Any) -> None:
+    """The JSON object, if it was asked for."""
+    if as_json:
+        print(json.dumps({"ratios": {name: round(value, 4) for name, value in ratios.items()}, **more}))
+
+
+def interleaved(
+    sides: Mapping[str, Callable[[], object]],
+    rounds: int,
+    warmup: int = 1,
+    wait: Callable[[], object] = lambda: None,
+) -> dict[str, list[float]]:
+    """Seconds of each side in each round. Every other round runs the sides backwards: none is always the first after another."""
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for k in range(rounds + warmup):
+        for name in list(sides) if k % 2 else reversed(list(sides)):
+            begin = time.perf_counter()
+            sides[name]()
+            wait()
+            if k >= warmup:
+                seconds[name].append(time.perf_counter() - begin)
+    return seconds
+
+
+def medians(seconds: Mapping[str, list[float]]) -> dict[str, float]:
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def peak_mib() -> float:
+    """The most memory this process has held. Not getrusage's: that one starts at the size of the process that launched us."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        return next(int(line.split()[1]) / 1024 for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
