@@ -35,7 +35,7 @@ types: $(READY)
 	$(BIN)/pyright
 
 docs: $(READY)
-	$(BIN)/mkdocs build --strict --quiet
+	$(BIN)/mkdocs build --strict
 
 check: lint types docs test
 

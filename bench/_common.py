@@ -1,4 +1,4 @@
-"""What every bench script needs: its flags, the head line with hardware and versions, interleaved timing, peak memory.
+"""What every bench script needs: its flags, the head line with hardware and versions, interleaved timing, the real loop, peak memory.
 
 Both sides of a comparison run in turn in one process and are compared by their medians, so that whatever else the machine does falls on
 all of them. A ratio is the peer's time over ours: above 1 we are faster.
@@ -11,7 +11,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,16 @@ from typing import Any
 import torch
 
 import percepta
+from percepta.distributed import World
+from percepta.training.data import open_data
+from percepta.training.folder import RunFolder
+from percepta.training.job import build_method, prepare_networks
+from percepta.training.log import Meter
+from percepta.training.loop import Loop
+from percepta.training.recipe import Recipe
+from percepta.training.settings import Settings
+from percepta.training.signals import StopFlag
+from percepta.training.state import make_state
 
 
 def parser(about: str | None, quick: str) -> argparse.ArgumentParser:
@@ -98,3 +108,41 @@ def peak_mib() -> float:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def make_loop(recipe: Recipe, settings: Settings, device: torch.device, folder: Path) -> Loop:
+    """The loop of `percepta train` with these flags, before its first step."""
+    data = open_data(settings, World(), device, lambda text: None)
+    method = build_method(recipe, settings, data)
+    method.to(device)
+    prepare_networks(method, settings, device)
+    state = make_state(method, settings, device)
+    meter = Meter(0, settings.steps, settings.batch, quiet=True)
+    return Loop(method, data.batches, state, settings, RunFolder(folder), device, StopFlag(), meter)
+
+
+class _Enough(Exception):
+    """Ends a loop from inside its data, so that no checkpoint is written."""
+
+
+def run_loop(loop: Loop, after: Callable[[float], bool]) -> None:
+    """`Loop.run` until `after` says True. It is told the seconds of each step: from asking for its data to asking for the next one's."""
+    stream = loop.batches
+
+    def timed(start: int, stop: int) -> Iterator[Any]:
+        batches = stream(start, stop)
+        while True:
+            begin = time.perf_counter()
+            yield next(batches)
+            if after(time.perf_counter() - begin):
+                raise _Enough
+
+    loop.batches = timed
+    loop.folder.open(resume=False)
+    try:
+        loop.run()
+    except _Enough:
+        pass
+    finally:
+        loop.folder.close()
+        loop.batches = stream

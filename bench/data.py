@@ -7,10 +7,6 @@ turn, epoch after epoch, and compared by their medians: one epoch of Stream deco
     python bench/data.py [--quick] [--json]
 """
 
-import argparse
-import json
-import os
-import platform
 import statistics
 import tempfile
 import time
@@ -18,8 +14,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-import PIL
 import torch
+from _common import about, finish, headline, parser
 from PIL import Image
 
 from percepta.data import Stream, open_source
@@ -89,24 +85,20 @@ def measure(count: int, rounds: int) -> dict:
 
 
 def main() -> None:
-    ask = argparse.ArgumentParser(description="P17: the data path against torch's DataLoader")
-    ask.add_argument("--quick", action="store_true", help="about 20 seconds")
-    ask.add_argument("--json", action="store_true", help="one object on stdout")
-    ask.add_argument("--threads", type=int, default=1, help="torch's own threads; 1 leaves the cores to the loaders of all sides")
-    options = ask.parse_args()
-    torch.set_num_threads(options.threads)
-    found = measure(*(2048, 5) if options.quick else (20480, 9))
+    ask = parser(__doc__, "about 20 seconds: 2,048 images instead of 20,480")
+    ask.set_defaults(threads=1)  # torch's own: leaves the cores to the loaders of all sides
+    asked = ask.parse_args()
+    torch.set_num_threads(asked.threads)
+    found = measure(*(2048, 5) if asked.quick else (20480, 9))
     steady = found["stream"]["steady"]
     ratios = {f"{name} / stream": side["steady"] / steady for name, side in found.items() if name.startswith("loader")}
-    where = {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(), "torch": torch.__version__,
-             "pillow": PIL.__version__, "numpy": np.__version__}  # fmt: skip
-    if options.json:
-        print(json.dumps({"ratios": ratios, "us_per_image": found, "where": where}))
-        return
-    print(", ".join(f"{k} {v}" for k, v in where.items()))
-    print(f"{'':40}{'first epoch':>14}{'steady':>10}   us per image, {SIZE} px, batch {BATCH}")
-    for name, side in found.items():
-        print(f"{name:40}{side['first']:14.1f}{side['steady']:10.2f}   {side['steady'] / steady:6.1f}x")
+    facts = about("pillow", "numpy")
+    if not asked.json:
+        print(headline(facts))
+        print(f"{'':40}{'first epoch':>14}{'steady':>10}   us per image, {SIZE} px, batch {BATCH}")
+        for name, side in found.items():
+            print(f"{name:40}{side['first']:14.1f}{side['steady']:10.2f}   {side['steady'] / steady:6.1f}x")
+    finish(asked.json, ratios, us_per_image=found, about=facts)
 
 
 if __name__ == "__main__":

@@ -3,17 +3,11 @@
 Both sides run in turn in one process; medians and ratios (peer's time over ours). Gradients are random; no network is run.
 """
 
-import argparse
 import itertools
-import json
-import platform
-import statistics
-import time
 from collections.abc import Callable
-from pathlib import Path
 
-import diffusers
 import torch
+from _common import about, finish, headline, interleaved, medians, parser
 from diffusers import UNet2DModel
 from diffusers.training_utils import EMAModel
 from torch import nn
@@ -31,27 +25,11 @@ def network() -> nn.Module:
     )  # fmt: skip
 
 
-def cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
-def interleaved(sides: dict[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, float]:
-    """Median milliseconds of each side; every round runs all of them."""
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    for k in range(rounds + 2):
-        for name, side in sides.items():
-            begin = time.perf_counter()
-            side()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            if k >= 2:  # the first rounds allocate
-                times[name].append(1e3 * (time.perf_counter() - begin))
-    return {name: statistics.median(t) for name, t in times.items()}
-
-
 def measure(rounds: int, device: torch.device) -> tuple[dict[str, float], dict[str, float], float]:
+    def milliseconds(sides: dict[str, Callable[[], object]]) -> dict[str, float]:
+        wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+        return {name: 1e3 * value for name, value in medians(interleaved(sides, rounds, 2, wait)).items()}  # the first two allocate
+
     torch.manual_seed(0)
     net = network().to(device)
     params = list(net.parameters())
@@ -59,26 +37,26 @@ def measure(rounds: int, device: torch.device) -> tuple[dict[str, float], dict[s
         p.grad = torch.randn_like(p) * 1e-3
     guarded, bare = Ema(net, Classic()), Ema(net, Classic(), guard=False)
     peer, peer_foreach = EMAModel(params, decay=0.9999), EMAModel(params, decay=0.9999, foreach=True)
-    ema = interleaved({
+    ema = milliseconds({
         "ema": lambda: bare.update(bare.images + 1),
         "ema, guarded": lambda: guarded.update(guarded.images + 1),
         "diffusers EMAModel": lambda: peer.step(params),
         "diffusers EMAModel foreach": lambda: peer_foreach.step(params),
-    }, rounds, device)  # fmt: skip
+    })  # fmt: skip
     del guarded, bare, peer, peer_foreach
     optimizers = {
         "adamw": make_optimizer(net),
         "torch AdamW default": torch.optim.AdamW(params, weight_decay=0.0),
         "torch AdamW foreach": torch.optim.AdamW(params, weight_decay=0.0, foreach=True),
     }
-    adamw = interleaved({name: o.step for name, o in optimizers.items()}, rounds, device)
+    adamw = milliseconds({name: o.step for name, o in optimizers.items()})
     falling = (0.9**k for k in itertools.count())  # every call clips: the gradients are within the last one's bound
-    clip = interleaved({
+    clip = milliseconds({
         "clip, not reached": lambda: clip_gradients(params, 1e9),
         "torch clip, not reached": lambda: nn.utils.clip_grad_norm_(params, 1e9),
         "clip": lambda: clip_gradients(params, next(falling)),
         "torch clip_grad_norm_": lambda: nn.utils.clip_grad_norm_(params, next(falling)),
-    }, rounds, device)  # fmt: skip
+    })  # fmt: skip
     ms = ema | adamw | clip
     ratios = {
         "P17_ema_vs_diffusers": ms["diffusers EMAModel"] / ms["ema"],
@@ -93,28 +71,19 @@ def measure(rounds: int, device: torch.device) -> tuple[dict[str, float], dict[s
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="15 rounds instead of 60")
-    parser.add_argument("--json", action="store_true", help="one object with the ratios on stdout, and nothing else")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
-    args = parser.parse_args()
-    device = torch.device(args.device)
-    ms, ratios, millions = measure(15 if args.quick else 60, device)
-    hardware = torch.cuda.get_device_name() if device.type == "cuda" else cpu_name()
-    about = {
-        "hardware": hardware,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "diffusers": diffusers.__version__,
-    }
-    if args.json:
-        print(json.dumps({"ratios": ratios, "milliseconds": ms, **about}))
-        return
-    print(", ".join(f"{k} {v}" for k, v in about.items()) + f"; {millions:.1f}M parameters")
-    for name, value in ms.items():
-        print(f"  {name:28s} {value:8.2f} ms")
-    for name, value in ratios.items():
-        print(f"  {name:32s} {value:6.2f}x")
+    ask = parser(__doc__, "15 rounds instead of 60")
+    ask.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="default: %(default)s")
+    asked = ask.parse_args()
+    torch.set_num_threads(asked.threads)
+    ms, ratios, millions = measure(15 if asked.quick else 60, torch.device(asked.device))
+    facts = about("diffusers", device=asked.device)
+    if not asked.json:
+        print(f"{headline(facts)}; {millions:.1f}M parameters")
+        for name, value in ms.items():
+            print(f"  {name:28s} {value:8.2f} ms")
+        for name, value in ratios.items():
+            print(f"  {name:32s} {value:6.2f}x")
+    finish(asked.json, ratios, milliseconds=ms, about=facts)
 
 
 if __name__ == "__main__":

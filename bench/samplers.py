@@ -9,23 +9,16 @@ bfloat16 channels_last. --quick takes a tiny network for part one and fewer imag
 images mean nothing.
 """
 
-import argparse
-import json
-import os
-import platform
-import statistics
-import sys
-import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import diffusers
 import torch
+from _common import about, finish, headline, interleaved, medians, parser, printer
 from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
 from torch import Tensor
 
-from percepta._version import __version__
 from percepta.formulation import EDM, FLOW, Denoiser, Formulation, noise_of
 from percepta.networks import adapt, build
 from percepta.path import LinearBeta, Times
@@ -107,18 +100,6 @@ def theirs(pair: Pair, denoiser: Counted, x: Tensor, noise: list[Tensor | None])
     return x
 
 
-def interleaved(runs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Median seconds of each, taken in turns, after one warm-up."""
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for repeat in range(repeats + 1):
-        for name, run in runs.items():
-            begin = time.perf_counter()
-            run()
-            if repeat:
-                seconds[name].append(time.perf_counter() - begin)
-    return {name: statistics.median(values) for name, values in seconds.items()}
-
-
 def unet(quick: bool) -> UNet2DModel:
     torch.manual_seed(0)
     model: Any = UNet2DModel(**TINY) if quick else build("unet-cifar").model
@@ -141,13 +122,11 @@ def compare(model: Any, batch: int, repeats: int) -> Iterator[dict[str, Any]]:
             their_calls, denoiser.calls = denoiser.calls, 0
             got = integrate(pair.step, denoiser, x, times, rng=rng)
             calls = denoiser.calls
-            seconds = interleaved(
-                {
-                    "ours": lambda: integrate(pair.step, denoiser, x, times, rng=rng),  # noqa: B023
-                    "theirs": lambda: theirs(pair, denoiser, x_theirs, noise),  # noqa: B023
-                },
-                repeats,
-            )
+            sides = {
+                "ours": lambda: integrate(pair.step, denoiser, x, times, rng=rng),  # noqa: B023
+                "theirs": lambda: theirs(pair, denoiser, x_theirs, noise),  # noqa: B023
+            }
+            seconds = medians(interleaved(sides, repeats))
         difference = ((got - expected).abs().max() / expected.abs().max()).item()
         yield {"sampler": pair.name, "difference": difference, "nfe": calls, "their_nfe": their_calls,
                      "ratio": seconds["theirs"] / seconds["ours"], "ms": 1e3 * seconds["ours"]}  # fmt: skip
@@ -168,52 +147,36 @@ def lean(batch: int, repeats: int) -> dict[str, Any]:
         images = sample(denoiser, "ddim", 5, shape=(3, 32, 32), rng=rng, clip=(-1, 1), batch_size=batch)
         return (images / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
 
-    seconds = interleaved(
-        {
-            "pipeline": lambda: pipeline(batch_size=batch, num_inference_steps=5, output_type="np"),
-            "fp32": lambda: ours(full),
-            "bf16": lambda: ours(half),
-        },
-        repeats,
-    )
+    sides = {
+        "pipeline": lambda: pipeline(batch_size=batch, num_inference_steps=5, output_type="np"),
+        "fp32": lambda: ours(full),
+        "bf16": lambda: ours(half),
+    }
+    seconds = medians(interleaved(sides, repeats))
     return {"ms_per_image": {name: 1e3 * value / batch for name, value in seconds.items()},
             "fp32": seconds["pipeline"] / seconds["fp32"], "bf16": seconds["pipeline"] / seconds["bf16"],
             "bf16_difference": float(abs(ours(half) - ours(full)).max())}  # fmt: skip
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="about a minute: a tiny network, few images")
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout, ratios by name")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    asked = parser(__doc__, "about a minute: a tiny network, few images").parse_args()
+    torch.set_num_threads(asked.threads)
     warnings.simplefilter("ignore")
-    about = {"percepta": __version__, "torch": torch.__version__, "diffusers": diffusers.__version__, "python": platform.python_version(),
-             "hardware": f"{platform.machine()}, {os.cpu_count()} cores, {arguments.threads} threads"}  # fmt: skip
-    out = sys.stderr if arguments.json else sys.stdout
-    print(", ".join(f"{key} {value}" for key, value in about.items()), file=out)
-    print(f"\n{STEPS} steps, against diffusers' scheduler: difference, NFE ours/theirs, time theirs/ours, ms ours", file=out)
+    say, facts = printer(asked.json), about("diffusers")
+    say(headline(facts))
+    say(f"\n{STEPS} steps, against diffusers' scheduler: difference, NFE ours/theirs, time theirs/ours, ms ours")
     rows = []
-    for row in compare(unet(arguments.quick), 4, 5 if arguments.quick else 3):
+    for row in compare(unet(asked.quick), 4, 5 if asked.quick else 3):
         rows.append(row)
         calls = f"{row['nfe']} / {row['their_nfe']}"
-        print(
-            f"  {row['sampler']:<12} {row['difference']:>9.1e} {calls:>9} {row['ratio']:>6.2f}x {row['ms']:>8.1f}",
-            file=out,
-            flush=True,
-        )
-    p16 = lean(4 if arguments.quick else 16, 3 if arguments.quick else 5)
-    print(
-        "\nP16, 5 steps of DDIM on the 35.7M U-Net, ms per image: "
-        + ", ".join(f"{k} {v:.0f}" for k, v in p16["ms_per_image"].items()),
-        file=out,
-    )
-    print(f"  against DDIMPipeline fp32: fp32 {p16['fp32']:.2f}x (floor 1.0), bf16 channels_last {p16['bf16']:.2f}x (floor 1.6); "
-          f"bf16 differs by at most {p16['bf16_difference']:.3f} of 1", file=out)  # fmt: skip
-    if arguments.json:
-        ratios = {row["sampler"]: row["ratio"] for row in rows} | {"p16-fp32": p16["fp32"], "p16-bf16": p16["bf16"]}
-        print(json.dumps({"ratios": ratios, "samplers": rows, "p16": p16, "about": about}))
+        say(f"  {row['sampler']:<12} {row['difference']:>9.1e} {calls:>9} {row['ratio']:>6.2f}x {row['ms']:>8.1f}")
+    p16 = lean(4 if asked.quick else 16, 3 if asked.quick else 5)
+    each = ", ".join(f"{k} {v:.0f}" for k, v in p16["ms_per_image"].items())
+    say(f"\nP16, 5 steps of DDIM on the 35.7M U-Net, ms per image: {each}")
+    say(f"  against DDIMPipeline fp32: fp32 {p16['fp32']:.2f}x (floor 1.0), bf16 channels_last {p16['bf16']:.2f}x (floor 1.6); "
+        f"bf16 differs by at most {p16['bf16_difference']:.3f} of 1")  # fmt: skip
+    ratios = {row["sampler"]: row["ratio"] for row in rows} | {"p16-fp32": p16["fp32"], "p16-bf16": p16["bf16"]}
+    finish(asked.json, ratios, samplers=rows, p16=p16, about=facts)
 
 
 if __name__ == "__main__":

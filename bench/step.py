@@ -19,47 +19,33 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from _common import about, finish, headline, interleaved, medians, parser, peak_mib, printer
+from _common import about, finish, headline, interleaved, make_loop, medians, parser, peak_mib, printer, run_loop
 from diffusers import DDPMScheduler
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch import Tensor
 
-from percepta.distributed import World
 from percepta.estimate import Batch
 from percepta.networks import build
 from percepta.path import LinearBeta
 from percepta.recipes.ddpm import Ddpm
 from percepta.rng import Rng
-from percepta.training.data import open_data
-from percepta.training.folder import RunFolder
 from percepta.training.job import prepare_networks
-from percepta.training.log import Meter
-from percepta.training.loop import Loop
-from percepta.training.method import Method
 from percepta.training.precision import autocast
 from percepta.training.recipe import Context
 from percepta.training.settings import Settings
-from percepta.training.signals import StopFlag
 from percepta.training.state import make_state
 from percepta.training.step import take_step
 
 CPU = torch.device("cpu")
 STEPS, LR = 1000, 1e-4
-
-
-def make_method(settings: Settings, classes: int | None = None) -> Method:
-    """eps-prediction on the linear schedule, as Ho et al. 2020 and the script."""
-    method = Ddpm(schedule="linear").build(Context(3, settings.size, classes, network=settings.network))
-    prepare_networks(method, settings, CPU)
-    return method
 
 
 def images(settings: Settings) -> Tensor:
@@ -71,7 +57,8 @@ class Ours:
 
     def __init__(self, settings: Settings) -> None:
         self.settings, self.batch = settings, Batch(images(settings))
-        self.method = make_method(settings)
+        self.method = Ddpm(schedule="linear").build(Context(3, settings.size, network=settings.network))
+        prepare_networks(self.method, settings, CPU)
         self.state = make_state(self.method, settings, CPU)
 
     def __call__(self) -> None:
@@ -115,19 +102,20 @@ class Bare:
 class Script:
     """examples/unconditional_image_generation/train_unconditional.py with its defaults and --use_ema."""
 
-    def __init__(self, settings: Settings) -> None:
-        self.settings, self.x0 = settings, images(settings)
-        self.model: Any = build("unet-cifar", size=settings.size).model.train()
+    def __init__(self, settings: Settings, device: torch.device = CPU) -> None:
+        self.settings, self.x0, self.device = settings, images(settings).to(device), device
+        self.model: Any = build(settings.network or "unet-cifar", size=settings.size).model.train().to(device)
         self.scheduler = DDPMScheduler(num_train_timesteps=STEPS, beta_schedule="linear")
         self.adamw = torch.optim.AdamW(self.model.parameters(), lr=LR, betas=(0.95, 0.999), weight_decay=1e-6, eps=1e-8)
         self.rate = get_scheduler("cosine", self.adamw, num_warmup_steps=500, num_training_steps=100_000)
         self.ema = EMAModel(self.model.parameters(), decay=0.9999, use_ema_warmup=True, inv_gamma=1.0, power=0.75)
+        self.ema.to(device)
 
     def __call__(self) -> None:
-        noise = torch.randn(self.x0.shape)
-        timesteps = torch.randint(0, STEPS, (len(self.x0),)).long()
+        noise = torch.randn(self.x0.shape, device=self.device)
+        timesteps = torch.randint(0, STEPS, (len(self.x0),), device=self.device).long()
         noisy = self.scheduler.add_noise(self.x0, noise, timesteps)  # pyright: ignore[reportArgumentType]
-        with autocast(self.settings.mixed_precision, CPU):
+        with autocast(self.settings.mixed_precision, self.device):
             output = self.model(noisy, timesteps).sample
         loss = F.mse_loss(output.float(), noise.float())
         loss.backward()
@@ -158,12 +146,13 @@ def compare_steps(quick: bool) -> dict[str, float]:
 
 def compare_memory(quick: bool) -> dict[str, float]:
     """MiB at the peak of three steps."""
+    threads = str(torch.get_num_threads())
 
-    def measure(*side: str) -> float:
-        command = [sys.executable, __file__, "--memory-of", *side] + (["--quick"] if quick else [])
-        return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    def measure(side: str) -> float:
+        command = [sys.executable, __file__, "--threads", threads, "--memory-of", side] + (["--quick"] if quick else [])
+        return float(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
-    return {"percepta": measure("percepta"), "bare": measure("bare"), "percepta micro": measure("percepta micro")}
+    return {side: measure(side) for side in ("percepta", "bare", "percepta micro")}
 
 
 def memory_of(side: str, quick: bool) -> float:
@@ -176,54 +165,9 @@ def memory_of(side: str, quick: bool) -> float:
     return peak_mib()
 
 
-class Enough(Exception):
-    """Ends a loop from inside its data: no checkpoint is written."""
-
-
-class Whole:
-    """`Loop.run` on the built-in images, with something else timed in turn between its steps."""
-
-    def __init__(self, size: int, first_epoch: bool, folder: Path) -> None:
-        count = 50_000 if first_epoch else 2048
-        self.settings = Settings(
-            network="unet-pocket", size=size, data=f"shapes:length={count}", sample_every=0, checkpoint_every=10**9, steps=10**9
-        )
-        data = open_data(self.settings, World(), CPU, lambda text: None)
-        if not first_epoch:
-            for _ in data.batches(0, -(-count // self.settings.batch)):
-                pass
-        self.stream, self.method = data.batches, make_method(self.settings, data.num_classes)
-        self.state = make_state(self.method, self.settings, CPU)
-        meter = Meter(0, self.settings.steps, self.settings.batch, quiet=True)
-        self.loop = Loop(self.method, self.batches, self.state, self.settings, RunFolder(folder), CPU, StopFlag(), meter)
-        self.seconds: list[float] = []
-
-    def batches(self, start: int, stop: int) -> Iterator[Any]:
-        """The data, timed: from asking for a batch until the loop asks for the next one is a step of all that the loop does."""
-        stream = self.stream(start, stop)
-        for _ in range(self.rounds):
-            begin = time.perf_counter()
-            yield next(stream)
-            self.seconds.append(time.perf_counter() - begin)
-            self.between()
-        raise Enough
-
-    def run(self, rounds: int, between: Callable[[], object]) -> float:
-        """Median seconds of a step, after one to warm up."""
-        self.rounds, self.between = rounds + 1, between
-        self.loop.folder.open(resume=False)
-        try:
-            self.loop.run()
-        except Enough:
-            pass
-        finally:
-            self.loop.folder.close()
-        return statistics.median(self.seconds[1:])
-
-
 def core(settings: Settings, classes: int) -> Callable[[], None]:
     """Forward, backward and AdamW on tensors that lie ready."""
-    network: Any = make_method(settings, classes).model.get_submodule("network.model")
+    network: Any = build("unet-pocket", size=settings.size, num_classes=classes).model.train()
     adamw = torch.optim.AdamW(network.parameters(), lr=LR, weight_decay=0.0, fused=True)
     k, labels = torch.randint(STEPS, (settings.batch,)), torch.randint(classes, (settings.batch,))
     path, x0, eps = LinearBeta(), images(settings), torch.randn(settings.batch, 3, settings.size, settings.size)
@@ -239,18 +183,28 @@ def core(settings: Settings, classes: int) -> Callable[[], None]:
 
 
 def loop_cost(size: int, rounds: int, first_epoch: bool = False) -> tuple[float, float]:
-    """(seconds of the loop's step, of forward + backward + AdamW)."""
+    """Median seconds of the loop's step, and of forward + backward + AdamW, which runs in turn with it."""
+    count = 50_000 if first_epoch else 2048
+    settings = Settings(network="unet-pocket", size=size, data=f"shapes:length={count}", sample_every=0, checkpoint_every=10**9,
+                        steps=10**9)  # fmt: skip
+    step = core(settings, 64)
+    whole: list[float] = []
+    alone: list[float] = []
+
+    def after(seconds: float) -> bool:
+        whole.append(seconds)
+        begin = time.perf_counter()
+        step()
+        alone.append(time.perf_counter() - begin)
+        return len(whole) > rounds
+
     with tempfile.TemporaryDirectory() as folder:
-        whole = Whole(size, first_epoch, Path(folder))
-        step = core(whole.settings, 64)
-        alone: list[float] = []
-
-        def between() -> None:
-            begin = time.perf_counter()
-            step()
-            alone.append(time.perf_counter() - begin)
-
-        return whole.run(rounds, between), statistics.median(alone[1:])
+        loop = make_loop(Ddpm(schedule="linear"), settings, CPU, Path(folder))
+        if not first_epoch:
+            for _ in loop.batches(0, -(-count // settings.batch)):
+                pass
+        run_loop(loop, after)
+    return statistics.median(whole[1:]), statistics.median(alone[1:])
 
 
 def report_steps(say: Callable[..., None], quick: bool) -> dict[str, float]:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 TRAIN = (
     "train ddpm --data shapes:labels=shape --size 16 --steps 2400 --batch 64 --lr 1e-3 --warmup 50 --lr-schedule cosine --ema-decay 0.998 "
-    "--sample-every 800 --sample-num 64 --sample-steps 25 --guidance 2 --checkpoint-every 800 --log-every 50"
+    "--sample-every 800 --sample-num 64 --sampler ddpm --sample-steps 40 --guidance 2 --checkpoint-every 800 --log-every 50"
 )
-SAMPLE = "--num 64 --steps 25 --guidance 2 --seed 7"
+SAMPLE = "--num 64 --sampler ddpm --steps 40 --guidance 2 --seed 7"
 
 
 def main() -> int:
@@ -27,7 +27,7 @@ def main() -> int:
             return code
     console.print(
         f"\nDone in {(time.monotonic() - started) / 60:.1f} minutes.\n"
-        f"  {out}/demo.png            64 new images, one row per class and column in turn\n"
+        f"  {out}/demo.png            64 new images, a column for each of the 8 classes\n"
         f"  {out}/samples/            the same seeds while the model learnt\n"
         f"  {out}/model/              a diffusers pipeline: DiffusionPipeline.from_pretrained('{out}/model')\n"
         f"  {out}/metrics.jsonl       losses; config.json repeats the run\n"

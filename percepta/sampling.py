@@ -162,7 +162,7 @@ def draw(job: Job, out: Path, check: Check = lambda *_: None, progress: Callable
             parts.append(images)
             progress(start + len(images))
         _write_one(out, torch.cat(parts), drawing.labels)
-        out.with_suffix(".json").write_text(json.dumps(protocol, indent=2) + "\n")
+        out.with_name(f"{out.name}.json").write_text(json.dumps(protocol, indent=2) + "\n")
         return protocol
     if out.suffix and not out.is_dir():
         raise ValueError(f"--out {out}: a folder, FILE.npz or FILE.png is written, not {out.suffix}")
@@ -197,7 +197,9 @@ def _write_one(out: Path, images: Tensor, labels: Tensor | None) -> None:
     if out.suffix == ".png":
         save_png(out, grid(images))
         return
-    arrays = {"arr_0": to_uint8(images)} | ({} if labels is None else {"arr_1": labels.numpy()})
     temporary = out.with_name(f".{out.name}.tmp.npz")
-    np.savez(temporary, **arrays)
+    if labels is None:
+        np.savez(temporary, arr_0=to_uint8(images))
+    else:
+        np.savez(temporary, arr_0=to_uint8(images), arr_1=labels.numpy())
     temporary.replace(out)

@@ -8,6 +8,7 @@ from typing import Literal
 
 import tyro
 
+from percepta.cli import fail
 from percepta.cli.parse import Usage, parse, to_stdout
 
 
@@ -69,8 +70,7 @@ def run(args: Sequence[str]) -> int:
         try:
             protocol = draw(_job(command), command.out, flag.check)
         except Interrupted:
-            print(f"stopped; run the same command again to go on: {command.out}" if command.out.suffix == "" else "stopped")
-            return 3
+            return fail(f"stopped; run the same command again to go on: {command.out}" if not command.out.suffix else "stopped", 3)
     to_stdout(json.dumps(protocol) if command.json else f"{command.num} images in {command.out}")
     return 0
 

@@ -37,10 +37,10 @@ def read(kind: type[Recipe], flags: Sequence[str]) -> tuple[Recipe, Settings]:
     config = _take(flags, "--config")
     if config is not None:
         knobs, settings = read_config(Path(config), {kind.name: kind})
-    command: Any = dataclasses.make_dataclass(
-        "Train", [("recipe", Annotated[kind, tyro.conf.arg(name="")]), ("settings", Settings)], frozen=True
-    )
-    description = f"{kind.__doc__}\n\nExample: {kind.example}\n\nOf all runs: --config FILE repeats a run from its config.json; flags given beside it win."
+    knob, flag = tyro.conf.arg(name=""), tyro.conf.arg(help="Repeat a run from its config.json; flags given beside it win.")
+    fields = [("recipe", Annotated[kind, knob]), ("settings", Settings), ("config", Annotated[Path | None, flag], None)]
+    command: Any = dataclasses.make_dataclass("Train", fields, frozen=True)
+    description = f"{kind.__doc__}\n\nExample: {kind.example}"
     parsed: Any = parse(command, flags, f"percepta train {kind.name}", command(knobs, settings), description)
     return parsed.recipe, parsed.settings
 
@@ -68,6 +68,8 @@ def start(recipe: Recipe, settings: Settings) -> int:
     except NonFinite as error:
         console.print(f"percepta train {recipe.name}: {error}")
         return 1
+    if not outcome.first:
+        return 0 if outcome.finished else 3
     if not outcome.finished:
         console.print(
             f"stopped at step {outcome.step}; a checkpoint is written. To go on:\n  percepta train {recipe.name} "

@@ -88,4 +88,5 @@ def weight_named(name: str, gamma: float | None = None) -> Weight:
         return WEIGHTS[name]
     if name not in ("min-snr", "soft-min-snr", "p2"):
         raise ValueError(f"the weight {name!r} has no gamma; min-snr, soft-min-snr and p2 have one")
-    return partial(WEIGHTS[name], gamma=gamma)
+    with_gamma = {"min-snr": min_snr, "soft-min-snr": soft_min_snr, "p2": p2}
+    return partial(with_gamma[name], gamma=gamma)

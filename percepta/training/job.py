@@ -33,6 +33,7 @@ class Outcome:
     finished: bool
     model: Path | None = None
     next_command: str = ""
+    first: bool = True  # rank 0: the one that tells
 
 
 def train(recipe: Recipe, settings: Settings, quiet: bool = False) -> Outcome:
@@ -84,7 +85,16 @@ def _train(recipe: Recipe, settings: Settings, folder: RunFolder, flag: StopFlag
                 model, {"training": f"percepta train {recipe.name}: {state.step} steps of {settings.batch} images"}
             )
     distributed.barrier()
-    return Outcome(folder.root, state.step, finished, model, method.product.next_command(folder.root))
+    return Outcome(folder.root, state.step, finished, model, method.product.next_command(folder.root), world.first)
+
+
+def card(recipe: Recipe, settings: Settings, step: int) -> dict[str, Any]:
+    """What an exported model's card says of its training."""
+    return {
+        "title": f"{recipe.name} on {settings.data}",
+        "description": f"Trained by Percepta's recipe `{recipe.name}` ({recipe.summary}) on `{settings.data}` at {settings.size} pixels.",
+        "training": f"percepta train {recipe.name}: {step} steps of {settings.batch} images, seed {settings.seed}",
+    }
 
 
 def build_method(recipe: Recipe, settings: Settings, data: Data) -> Method:

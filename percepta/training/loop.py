@@ -52,7 +52,7 @@ class Loop:
             for ordinals, batch in self.batches(self.state.step, self.settings.steps):
                 rng = Rng(self.settings.seed, ordinals, self.state.step, self.state.stream, self.device)
                 batch = batch.to(self.device, **({"memory_format": torch.channels_last} if self.settings.channels_last else {}))
-                report = take_step(self.method, self.state, self.settings, batch, rng, self.flag.asked is not None)
+                report = take_step(self.method, self.state, self.settings, batch, rng, lambda: self.flag.asked is not None)
                 rolled_back = self._count(report)
                 if rolled_back:
                     break
@@ -162,6 +162,8 @@ class Loop:
         return not bool(distributed.summed(torch.tensor([float(not drawn)], device=self.device)))
 
     def _preview(self, step: int) -> bool:
+        # with other ranks waiting at the next step, a signal is answered there, by all together
+        check = self.flag.check if distributed.world().size == 1 else lambda *_: None
         self.meter.pause()
         try:
             with averaged(self.state):

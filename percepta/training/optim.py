@@ -173,7 +173,7 @@ def clip_gradients(params: Iterable[Tensor], max_norm: float | None = None) -> T
 def norm_of(tensors: Sequence[Tensor]) -> Tensor:
     """The norm of all of them together, float32 or wider (a float16 norm overflows at 65504): not finite if any number is not."""
     wide = torch.float64 if any(x.dtype == torch.float64 for x in tensors) else torch.float32
-    norms = torch._foreach_norm(tensors, 2, dtype=wide)
+    norms = torch._foreach_norm(list(tensors), 2, dtype=wide)
     return torch.linalg.vector_norm(torch.stack([n.to(tensors[0].device) for n in norms]))
 
 

@@ -10,7 +10,7 @@ from percepta.training import checkpoint as checkpoints
 from percepta.training.config import read_config
 from percepta.training.data import open_data
 from percepta.training.ema import reconstruct
-from percepta.training.job import build_method
+from percepta.training.job import build_method, card
 from percepta.training.loop import averaged
 from percepta.training.recipe import Recipe
 from percepta.training.state import load_weights, make_state
@@ -35,7 +35,6 @@ def export_run(
     method = build_method(recipe, settings, data)
     state = make_state(method, settings, torch.device("cpu"))
     state.load(checkpoint)
-    card = {"training": f"percepta train {recipe.name}: {checkpoint.step} steps of {settings.batch} images"}
     if ema_length is not None:
         if settings.ema != "power":
             raise ValueError(f"--ema-length needs a run with --ema power; {run} averaged with --ema {settings.ema}")
@@ -43,8 +42,8 @@ def export_run(
         load_weights(method.model, {**method.model.state_dict(), **average}, str(run / "snapshots"))
         raw = True
     if raw or state.ema is None:
-        method.product.export(out, card)
+        method.product.export(out, card(recipe, settings, checkpoint.step))
     else:
         with averaged(state):
-            method.product.export(out, card)
+            method.product.export(out, card(recipe, settings, checkpoint.step))
     return checkpoint.step

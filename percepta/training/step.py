@@ -5,7 +5,7 @@ gradient, and every number that is logged, is that of the whole batch.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 
@@ -32,8 +32,13 @@ class Report:
     stop: bool = False
 
 
-def take_step(method: Method, state: State, settings: Settings, batch: Batch, rng: Rng, asked: bool = False) -> Report:
-    """Move every player once. A turn whose loss or gradient is not finite moves nothing, and ends the step."""
+def take_step(
+    method: Method, state: State, settings: Settings, batch: Batch, rng: Rng, asked: Callable[[], bool] = lambda: False
+) -> Report:
+    """Move every player once. A turn whose loss or gradient is not finite moves nothing, and ends the step.
+
+    `asked` says whether this rank is to stop: it is called after the work of each turn, so that a signal in a step ends with it.
+    """
     if settings.compile in CUDA_GRAPHS and rng.device.type == "cuda":
         torch.compiler.cudagraph_mark_step_begin()
     parts = _parts(len(batch), len(batch) if method.whole_batch else settings.micro_batch or len(batch))
@@ -46,7 +51,7 @@ def take_step(method: Method, state: State, settings: Settings, batch: Batch, rn
         if taken is None:
             return Report(losses, norms, None, stop)
         player, logs = taken
-        summed = distributed.summed(torch.stack([*logs.values(), torch.full((), float(asked), device=rng.device)]))
+        summed = distributed.summed(torch.stack([*logs.values(), torch.full((), float(asked()), device=rng.device)]))
         distributed.reduce_gradients(player.params)
         if player.scaler is not None:
             player.scaler.unscale_(player.optimizer)

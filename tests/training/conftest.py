@@ -23,8 +23,9 @@ processes = load(Path(__file__).with_name("processes.py"))  # test files of this
 load(Path(__file__).with_name("duel.py"))
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def _one_thread():
+    """Small tensors are faster so, and another number of threads gives other bits."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

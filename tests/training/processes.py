@@ -32,11 +32,16 @@ class Process:
         """The exit code; None, and it is killed, after `timeout` seconds."""
         return self.zygote.ask({"wait": self.pid, "timeout": timeout})
 
+    def ended(self) -> bool:
+        """Whether it is dead and waits to be collected, where the system tells."""
+        status = Path(f"/proc/{self.pid}/stat")
+        return status.is_file() and status.read_text().rpartition(")")[2].split()[0] == "Z"
+
     def until(self, there: Callable[[], bool], timeout: float = 60) -> None:
         """Wait for something that the process does; its messages are the error if it does not."""
         end = time.monotonic() + timeout
         while not there():
-            if time.monotonic() > end:
+            if self.ended() or time.monotonic() > end:
                 self.kill()
                 raise AssertionError(f"it did not come in {timeout} s:\n{self.err.read_text()}")
             time.sleep(0.01)
