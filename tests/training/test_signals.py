@@ -1,6 +1,8 @@
 """R6: a signal anywhere in a run: the step is finished, a checkpoint written, exit code 3, and the resumed run has the bits of a straight one."""
 
+import os
 import signal
+import textwrap
 import time
 
 import pytest
@@ -117,3 +119,20 @@ def test_a_second_process_in_the_same_folder_is_refused(zygote, tiny, tmp_path):
     go_on()
     assert process.wait() == 0, process.err.read_text()
     assert [line["step"] for line in lines(run)] == list(range(1, 7))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_whole_group_does_not_take_the_workers_away(zygote, tiny, tmp_path, number):
+    """Ctrl-C in a terminal, and a batch system: every process of the run gets the signal, those that read images too."""
+    run, here = tmp_path / "run", tmp_path / "here"
+    module, owner, name, call, _ = PLACES["step"]
+    before = HOLD.format(module=module, owner=owner, name=name, call=call, here=str(here), go=str(tmp_path / "go"))
+    args = ["train", "ddpm", *tiny.flags(run, **CHANGED, workers=2, data_memory=0, steps=50)]
+    process = zygote.command(args, "import os\nos.setpgid(0, 0)\n" + textwrap.dedent(before))
+    process.until(here.exists)
+    os.killpg(process.pid, number)
+    time.sleep(1)
+    (tmp_path / "go").touch()
+    assert process.wait() == 3, process.err.read_text()
+    assert "stopped at step 2" in process.err.read_text()
