@@ -9,6 +9,7 @@ import json
 import os
 import platform
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -146,3 +147,69 @@ def run_loop(loop: Loop, after: Callable[[float], bool]) -> None:
     finally:
         loop.folder.close()
         loop.batches = stream
+
+
+class Requests:
+    """The far end of `take_turns`, in the process of a side: "4" on a line asks for four steps, the answer is one JSON line."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self.left = 0
+        self._out = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+        sys.stdout = sys.stderr  # whatever a side prints must not be taken for an answer
+
+    def answer(self, step: Callable[[], object]) -> None:
+        """Take steps until no more are asked for."""
+        while not (self.left == 0 and self._next()):
+            begin = time.perf_counter()
+            step()
+            self.done(time.perf_counter() - begin, read=False)
+
+    def done(self, seconds: float, read: bool = True) -> bool:
+        """A step is over; True when there is nothing more to do. The first step, which nobody asked for, is the warm-up."""
+        if self.left:
+            self.seconds.append(seconds)
+            self.left -= 1
+            if self.left == 0:
+                print(json.dumps({"seconds": self.seconds, "peak_mib": peak_mib()}), file=self._out, flush=True)
+        return read and self.left == 0 and self._next()
+
+    def _next(self) -> bool:
+        self.seconds = []
+        self.left = int(sys.stdin.readline() or 0)
+        return self.left == 0
+
+
+def take_turns(
+    script: str, sides: Mapping[str, str], rounds: int, steps: int = 1, warmup: int = 1
+) -> tuple[dict[str, list[float]], dict[str, float]]:
+    """Seconds of every step, and peak MiB, of sides that are processes: `script --serve SIDE`. One works while the others wait."""
+    command = [sys.executable, script, "--threads", str(torch.get_num_threads()), "--serve"]
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    workers = {name: subprocess.Popen([*command, side], **pipes) for name, side in sides.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    mib = dict.fromkeys(sides, 0.0)
+
+    def ask(name: str, count: int) -> list[float]:
+        worker = workers[name]
+        assert worker.stdin is not None and worker.stdout is not None
+        worker.stdin.write(f"{count}\n")
+        worker.stdin.flush()
+        answer = worker.stdout.readline()
+        if not answer:
+            raise RuntimeError(f"the side {name!r} ended with {worker.wait()}; its message is above")
+        found = json.loads(answer)
+        mib[name] = found["peak_mib"]
+        return found["seconds"]
+
+    try:
+        for name in sides:
+            ask(name, warmup)
+        for k in range(rounds):
+            for name in list(sides) if k % 2 else reversed(list(sides)):
+                seconds[name] += ask(name, steps)
+    finally:
+        for worker in workers.values():
+            worker.kill()
+            worker.wait()
+    return seconds, mib

@@ -12,6 +12,7 @@ of DDIM. Weights are those of a fresh network: rates are right, images mean noth
 
 import gc
 import io
+import itertools
 import json
 import os
 import sys
@@ -31,8 +32,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from _common import about, finish, headline, make_loop, parser, printer, run_loop
+from _sides import Script
 from diffusers import DDIMPipeline, DDIMScheduler
-from step import Script
 
 from percepta.formulation import Denoiser, Formulation
 from percepta.networks import adapt, build
@@ -189,7 +190,7 @@ def as_npz(pack: Path, folder: Path, limit: int | None) -> Path:
             stored["train_label"][:limit],
         )
     images = np.stack(
-        [np.asarray(Image.open(io.BytesIO(raw[a:b])).convert("RGB")) for a, b in zip(ends[:-1], ends[1:], strict=True)]
+        [np.asarray(Image.open(io.BytesIO(raw[a:b])).convert("RGB")) for a, b in itertools.pairwise(ends)]
     )
     np.savez(folder / "cifar10.npz", arr_0=images, arr_1=labels.astype(np.int64))
     return folder / "cifar10.npz"
@@ -204,7 +205,7 @@ def measure(run: Run, names: list[str], say: Callable[..., None]) -> tuple[dict[
     for name in names:
         try:
             row = run.train(name)
-        except Exception as error:  # noqa: BLE001 -- one variant must not cost the others' figures
+        except Exception as error:  # one variant must not cost the others' figures
             traceback.print_exc()
             rows[name] = {"failed": f"{type(error).__name__}: {error}"}
             say(f"  {name:<24}failed: {type(error).__name__}")

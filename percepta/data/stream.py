@@ -122,6 +122,7 @@ class Stream:
         loader = torch.utils.data.DataLoader(
             _Rows(self._feeds), batch_sampler=_Steps(self, start, stop, total), num_workers=self.workers, collate_fn=_as_is,
             multiprocessing_context="spawn", prefetch_factor=2, generator=torch.Generator(),  # the global one must not move
+            worker_init_fn=_own_group,
         )  # fmt: skip
         for ordinals, parts in loader:
             if isinstance(parts, BadImage):
@@ -176,6 +177,11 @@ class _Rows(torch.utils.data.Dataset):
             return ordinals, [feed.rows(ordinals) for feed in self.feeds]
         except BadImage as error:
             return ordinals, error
+
+
+def _own_group(_worker: int) -> None:
+    """A signal to the run's process group (Ctrl-C, a batch system) is the trainer's, which stops after its step and ends its workers."""
+    os.setpgid(0, 0)
 
 
 def _as_is(rows):

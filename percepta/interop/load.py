@@ -16,7 +16,7 @@ from torch import nn
 
 from percepta.formulation import Denoiser, Formulation, formulation_from_config
 from percepta.interop.export import RECORD
-from percepta.interop.schedules import SamplerDefaults, defaults_of, formulation_of, scheduler_for
+from percepta.interop.schedules import SamplerDefaults, UnknownMeaning, defaults_of, formulation_of, scheduler_for
 from percepta.networks import Network, adapt, load_model
 from percepta.weights import read_weights
 
@@ -35,10 +35,6 @@ TEXT = (
 FLAGS = (
     "say what the network puts out and how it was noised: --predict eps|x0|v|flow|edm, and for eps, x0, v --schedule linear|cosine"
 )
-
-
-class UnknownMeaning(ValueError):
-    """Nothing beside the weights tells how the network was trained: give a formulation."""
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,10 @@ SPACINGS = {
 }  # as percepta.samplers
 
 
+class UnknownMeaning(ValueError):
+    """Nothing beside the weights tells how the network was trained: give a formulation."""
+
+
 @dataclass(frozen=True)
 class SamplerDefaults:
     """How an exported pipeline samples unless told otherwise. None: the path's usual solver and spacing, no clipping.
@@ -137,9 +141,9 @@ def scheduler_from_config(config: dict[str, Any]) -> diffusers.SchedulerMixin:
     name = config.get("_class_name")
     cls = getattr(diffusers, name, None) if isinstance(name, str) else None
     if not (isinstance(cls, type) and issubclass(cls, diffusers.SchedulerMixin)):
-        raise ValueError(
+        raise UnknownMeaning(
             f"the scheduler {name!r} is not one of diffusers {diffusers.__version__}; give the formulation yourself "
-            "(--prediction noise|clean|velocity|flow|edm and --schedule linear|cosine)"
+            "(--predict eps|x0|v|flow|edm and --schedule linear|cosine)"
         )
     return cls.from_config(config)  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -151,7 +155,7 @@ def formulation_of(config: dict[str, Any]) -> Formulation:
     name, prediction = type(scheduler).__name__, known.get("prediction_type", "epsilon")
     if name.startswith("FlowMatch") or known.get("use_flow_sigmas") or prediction == "flow_prediction":
         if known.get("invert_sigmas"):
-            raise ValueError(f"{name} with invert_sigmas counts time from data to noise; give the formulation yourself")
+            raise UnknownMeaning(f"{name} with invert_sigmas counts time from data to noise; give the formulation yourself")
         return Formulation(Rectified(time_scale=float(known["num_train_timesteps"])), "flow", FLOW.times)
     if name.startswith("EDM"):
         if known["sigma_data"] != SIGMA_DATA or prediction != "epsilon":
@@ -162,9 +166,9 @@ def formulation_of(config: dict[str, Any]) -> Formulation:
         return Formulation(VarianceExploding(known["sigma_min"], known["sigma_max"]), "edm", EDM.times)
     outputs = {v: k for k, v in PREDICTION.items()}
     if prediction not in outputs or not hasattr(scheduler, "betas") or name == "CMStochasticIterativeScheduler":
-        raise ValueError(
+        raise UnknownMeaning(
             f"{name} (prediction_type {prediction!r}) does not say what the network's output means; give the formulation yourself "
-            "(--prediction noise|clean|velocity|flow|edm and --schedule linear|cosine)"
+            "(--predict eps|x0|v|flow|edm and --schedule linear|cosine)"
         )
     return Formulation(_path_of(scheduler, known), outputs[prediction])
 

@@ -162,8 +162,6 @@ class Loop:
         return not bool(distributed.summed(torch.tensor([float(not drawn)], device=self.device)))
 
     def _preview(self, step: int) -> bool:
-        # with other ranks waiting at the next step, a signal is answered there, by all together
-        check = self.flag.check if distributed.world().size == 1 else lambda *_: None
         self.meter.pause()
         try:
             with averaged(self.state):

@@ -213,6 +213,6 @@ def test_torchrun_restarts_after_a_rank_was_killed(tiny, tmp_path):
         str(script),
     ]
     ran = subprocess.run([sys.executable, *args], capture_output=True, text=True, timeout=300, check=False)
-    assert ran.returncode == 0, ran.stderr[-3000:]
+    assert ran.returncode == 0, ran.stderr[:6000]
     assert "going on from" in ran.stderr
     assert [line["step"] for line in lines(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]

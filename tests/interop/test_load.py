@@ -285,7 +285,7 @@ def test_text_parts_by_name(tmp_path):
         (lambda f: (f / "model_index.json").write_text("[]"), "must hold a JSON object"),
         (lambda f: (f / "model_index.json").write_text("{}"), "is needed, got 0"),
         (lambda f: (f / "model_index.json").unlink(), "is neither a pipeline"),
-        (lambda f: shutil.rmtree(f / "scheduler"), "--prediction"),
+        (lambda f: shutil.rmtree(f / "scheduler"), "--predict"),
         (lambda f: shutil.rmtree(f / "unet"), "there is no folder"),
         (lambda f: (f / "unet" / "diffusion_pytorch_model.safetensors").unlink(), "weights are missing|no safetensors"),
         (shutil.rmtree, "no folder"),

@@ -17,7 +17,6 @@ def number(x: torch.Tensor) -> float:
     return x.detach().item()
 
 
-
 class Counting(Space):
     def __init__(self) -> None:
         super().__init__()

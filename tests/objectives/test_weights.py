@@ -11,6 +11,7 @@ from percepta.objectives import WEIGHTS, Denoising, Term, weight_named
 from percepta.path import Cosine, LinearBeta, VarianceExploding
 from percepta.rng import rng_for
 
+
 def number(x: torch.Tensor) -> float:
     return x.detach().item()
 

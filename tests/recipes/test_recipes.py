@@ -127,7 +127,9 @@ def test_the_autoencoder_trains_from_images_only(tiny):
 def test_a_latent_run_on_a_trained_autoencoder(tiny, tmp_path):
     """The three phases: encode, free, train; the cache is found again, and the export holds the autoencoder."""
     coder = train(made("autoencoder"), settings("autoencoder", tiny, tmp_path / "coder", size=16, steps=2), quiet=True)
-    given = settings("ddpm", tiny, tmp_path / "latent", size=32, network=None, steps=2, vae=str(coder.folder), cache=tmp_path / "cache")
+    given = settings(
+        "ddpm", tiny, tmp_path / "latent", size=32, network=None, steps=2, vae=str(coder.folder), cache=tmp_path / "cache"
+    )
     given = replace(given, data="shapes:length=8")
     first = train(made("ddpm"), given, quiet=True)
     assert first.model is not None
