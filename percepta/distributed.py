@@ -1,8 +1,8 @@
 """Several processes under torchrun: the only file that imports torch.distributed.
 
 Data parallel by hand: each rank computes its share of the global loss (its rows over all rows), gradients are summed in flat
-buckets. A rank without rows adds zeros, so an uneven or empty last batch neither hangs nor skews. One process needs none of this and
-every function here is then the identity.
+buckets. A parameter that got no gradient on a rank counts as zero there, and shares may be
+uneven; every rank has at least one row. One process needs none of this and every function here is then the identity.
 """
 
 import datetime
@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -47,16 +48,32 @@ def joined(device_type: str = "cpu", timeout_s: float = 600.0) -> Iterator[World
     if device_type == "cuda":
         torch.cuda.set_device(local_rank)
     try:
-        dist.init_process_group("nccl" if device_type == "cuda" else "gloo", timeout=datetime.timedelta(seconds=timeout_s))
+        _meet("nccl" if device_type == "cuda" else "gloo", datetime.timedelta(seconds=timeout_s))
     except RuntimeError as error:
         raise RuntimeError(
             f"rank {os.environ.get('RANK', '?')} of {os.environ['WORLD_SIZE']}: the processes did not all meet within {timeout_s:g} s "
             f"(--dist-timeout); one of them did not start, or cannot reach {os.environ.get('MASTER_ADDR', '?')}: {error}"
         ) from error
+    global _patient
+    # its own group: a rank that ends is noticed at once, but one that works alone for hours is waited for
+    _patient = dist.new_group(backend="gloo", timeout=datetime.timedelta(days=30))
     try:
         yield World(dist.get_rank(), dist.get_world_size(), local_rank)
     finally:
+        _patient = None
         dist.destroy_process_group()
+
+
+def _meet(backend: str, timeout: datetime.timedelta) -> None:
+    """Join; after a restart by torchrun under names of its own, for its store still has the addresses of the processes before."""
+    restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if restart == "0" or os.environ.get("GROUP_WORLD_SIZE", "1") != "1":  # agents of several machines count restarts by themselves
+        dist.init_process_group(backend, timeout=timeout)
+        return
+    store, rank, size = next(iter(dist.rendezvous("env://", timeout=timeout)))
+    dist.init_process_group(
+        backend, timeout=timeout, store=dist.PrefixStore(f"restart-{restart}", store), rank=rank, world_size=size
+    )
 
 
 def active() -> bool:
@@ -125,26 +142,22 @@ def broadcast_parameters(tensors: Sequence[Tensor]) -> None:
             dist.broadcast(tensor.detach(), 0)
 
 
-def broadcast_object(value: object) -> object:
-    """Rank 0's JSON-like value to all, as text: no pickle."""
-    if not active():
-        return value
-    import json
-
-    text = json.dumps(value).encode() if world().first else b""
-    length = torch.tensor([len(text)])
-    dist.broadcast(length, 0)
-    buffer = torch.zeros(int(length), dtype=torch.uint8)
-    if world().first:
-        buffer.copy_(torch.frombuffer(bytearray(text), dtype=torch.uint8))
-    dist.broadcast(buffer, 0)
-    return json.loads(bytes(buffer.numpy()).decode())
-
-
 def barrier() -> None:
     if active():
         try:
             dist.barrier()
+        except RuntimeError as error:
+            raise _named(error) from error
+
+
+_patient: Any = None
+
+
+def wait_for_first() -> None:
+    """Wait, however long it takes, for what rank 0 does alone: encoding latents, drawing a grid, exporting."""
+    if active():
+        try:
+            dist.barrier(group=_patient)
         except RuntimeError as error:
             raise _named(error) from error
 

@@ -161,7 +161,9 @@ class Formulation:
             raise ValueError(f"the random numbers are for {len(rng)} samples, the batch has {len(x0)}")
         t = self.times.draw(self.path, rng) if t is None else t
         eps = rng.normal("eps", x0.shape[1:], x0.dtype)
-        return Noised(x0, eps, t, expand(self.path.alpha(t), x0) * x0 + expand(self.path.sigma(t), x0) * eps)
+        x_t = expand(self.path.alpha(t), x0) * x0
+        x_t += expand(self.path.sigma(t), x0) * eps  # in place: a temporary costs as much as the arithmetic
+        return Noised(x0, eps, t, x_t)
 
     def target(self, noised: Noised) -> Float[Tensor, "b *d"]:
         """What a perfect network would put out: (x0 - c_skip x_t)/c_out."""
@@ -206,7 +208,8 @@ class Denoiser(nn.Module):
                 f"one time per sample is needed, on the CPU: {len(x_t)} samples, times of shape {tuple(t.shape)} on {t.device}"
             )
         c = self.formulation.coefficients(t)
-        raw = self.network(expand(c.c_in, x_t) * x_t, c.c_time.float().to(x_t.device, non_blocking=True), cond)
+        x_in = x_t if bool((c.c_in == 1).all()) else expand(c.c_in, x_t) * x_t
+        raw = self.network(x_in, c.c_time.float().to(x_t.device, non_blocking=True), cond)
         channels = x_t.shape[1]
         if raw.shape[1] < channels or raw.shape[2:] != x_t.shape[2:]:
             raise ValueError(
@@ -217,7 +220,7 @@ class Denoiser(nn.Module):
         out = raw[:, :channels].to(wide)
         x0_hat = expand(c.c_out, out) * out
         if self.formulation.output != "clean":
-            x0_hat = expand(c.c_skip, out) * x_t.to(wide) + x0_hat
+            x0_hat += expand(c.c_skip, out) * x_t.to(wide)
         return x0_hat, {"output": out} | ({"extra": raw[:, channels:]} if raw.shape[1] > channels else {})
 
     def forward(self, x_t: Float[Tensor, "b c *d"], t: Times, cond: Cond = None) -> Float[Tensor, "b c *d"]:

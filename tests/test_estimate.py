@@ -42,8 +42,9 @@ def test_features_are_computed_once_per_space_and_side_and_real_ones_have_no_gra
     for _ in range(3):
         real, fake = est.features(space)
     assert space.calls == [(4, False), (4, True)]
-    assert not real[0].requires_grad
     assert torch.equal(real[0], est.x0 * 2)
+    # even of references that somebody follows: an encoder that trains, for one
+    assert not Estimate(est.x0_hat, est.x0.clone().requires_grad_()).features(space)[0][0].requires_grad
     assert torch.equal(fake[0], est.x0_hat * 2)
     fake[0].sum().backward()
     assert torch.equal(est.x0_hat.grad, torch.full_like(est.x0, 2.0))

@@ -189,9 +189,7 @@ def as_npz(pack: Path, folder: Path, limit: int | None) -> Path:
             stored["train_offset"][: limit and limit + 1],
             stored["train_label"][:limit],
         )
-    images = np.stack(
-        [np.asarray(Image.open(io.BytesIO(raw[a:b])).convert("RGB")) for a, b in itertools.pairwise(ends)]
-    )
+    images = np.stack([np.asarray(Image.open(io.BytesIO(raw[a:b])).convert("RGB")) for a, b in itertools.pairwise(ends)])
     np.savez(folder / "cifar10.npz", arr_0=images, arr_1=labels.astype(np.int64))
     return folder / "cifar10.npz"
 

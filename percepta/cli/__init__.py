@@ -3,6 +3,7 @@
 Exit codes: 0 done, 1 a failure of ours, 2 wrong use or bad input (one line), 3 stopped by a signal with a checkpoint written.
 """
 
+import errno
 import importlib
 import os
 import sys
@@ -54,7 +55,15 @@ def guarded(args: list[str]) -> int:
     except (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
         if os.environ.get("PERCEPTA_DEBUG"):
             raise
-        return fail(f"percepta {args[0]}: {error}")
+        from percepta.training.checkpoint import CheckpointError
+
+        return fail(
+            f"percepta {args[0]}: {error}", 1 if isinstance(error.__cause__, OSError) and isinstance(error, CheckpointError) else 2
+        )
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
+            raise
+        return fail(f"percepta {args[0]}: cannot write: {error}; make room and run it again (--resume goes on with a run)", 1)
 
 
 def fail(message: str, code: int = 2) -> int:

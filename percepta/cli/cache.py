@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from percepta.cli import fail
 from percepta.cli.parse import Usage, nearest, parse, to_stdout
 from percepta.training.settings import Settings
 
@@ -56,12 +57,17 @@ def run(args: Sequence[str]) -> int:
     from percepta.training.data import cache_latents, vae_folder
     from percepta.training.log import console
     from percepta.training.precision import pick_device
+    from percepta.training.signals import Interrupted, stop_on_signals
 
     settings = Settings(data=command.data, size=command.size, crop=command.crop, flip=command.flip, cache=command.cache,
                         on_bad_image=command.on_bad_image, vae=command.vae)  # fmt: skip
     vae = load_autoencoder(vae_folder(command.vae)).requires_grad_(False).eval()
     source = open_source(command.data, command.size)
-    result = cache_latents(settings, source, vae, pick_device(command.device), console.print)
+    with stop_on_signals() as flag:
+        try:
+            result = cache_latents(settings, source, vae, pick_device(command.device), console.print, flag.check)
+        except Interrupted:
+            return fail("stopped; what is encoded is kept, run the same command again to go on", 3)
     record = {"hit": result.hit, "path": str(result.path), "key": result.key, "encoded": result.encoded, "skipped": result.skipped}
     to_stdout(json.dumps(record) if command.json else str(result.path))
     return 0

@@ -37,6 +37,8 @@ def read(kind: type[Recipe], flags: Sequence[str]) -> tuple[Recipe, Settings]:
     config = _take(flags, "--config")
     if config is not None:
         knobs, settings = read_config(Path(config), {kind.name: kind})
+    elif "--resume" in flags and (before := Path(_peek(flags, "--out") or f"runs/{kind.name}") / "config.json").is_file():
+        knobs, settings = read_config(before, {kind.name: kind})  # a run goes on with its own flags
     knob, flag = tyro.conf.arg(name=""), tyro.conf.arg(help="Repeat a run from its config.json; flags given beside it win.")
     fields = [("recipe", Annotated[kind, knob]), ("settings", Settings), ("config", Annotated[Path | None, flag], None)]
     command: Any = dataclasses.make_dataclass("Train", fields, frozen=True)
@@ -58,6 +60,11 @@ def _take(flags: list[str], name: str) -> str | None:
     return None
 
 
+def _peek(flags: list[str], name: str) -> str | None:
+    """A flag's value, left where it is."""
+    return _take(list(flags), name)
+
+
 def start(recipe: Recipe, settings: Settings) -> int:
     from percepta.training.job import train
     from percepta.training.log import console
@@ -72,8 +79,10 @@ def start(recipe: Recipe, settings: Settings) -> int:
         return 0 if outcome.finished else 3
     if not outcome.finished:
         console.print(
-            f"stopped at step {outcome.step}; a checkpoint is written. To go on:\n  percepta train {recipe.name} "
-            f"--config {outcome.folder}/config.json --resume"
+            f"stopped at step {outcome.step}"
+            + ("; a checkpoint is written" if outcome.step else ", before the first step")
+            + ". To go on:\n  "
+            f"percepta train {recipe.name} --out {outcome.folder} --resume"
         )
         return 3
     grids = sorted((outcome.folder / "samples").glob("*.png"))

@@ -92,8 +92,12 @@ def encode_latents(
     on_bad: str = "error",
     device: torch.device | str = "cpu",
     progress: Callable[[int, int], None] | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> CacheResult:
-    """Fill the cache of this source and autoencoder below `folder`, or find it there. `progress(done, total)` after each shard."""
+    """Fill the cache of this source and autoencoder below `folder`, or find it there. `progress(done, total)` after each shard.
+
+    `check` is called before each batch and may raise to leave: whole shards stay, and the next call goes on after them.
+    """
     identity = vae if isinstance(vae, nn.Module) else getattr(vae, "vae", None)
     if not isinstance(identity, nn.Module):
         raise ValueError(
@@ -114,7 +118,7 @@ def encode_latents(
         file, stop = path / f"latents-{start:09d}.safetensors", min(start + ROWS, len(source))
         if _skipped_of(file, stop - start) is None:
             notes = Notes({}, {})
-            tensors = _encode_rows(feed, vae, transform.flip, DTYPES[dtype], range(start, stop), torch.device(device), notes)
+            tensors = _encode_rows(feed, vae, transform.flip, DTYPES[dtype], range(start, stop), torch.device(device), notes, check)
             said = {"skipped": json.dumps({error.name: error.reason for error in notes.skipped.values()})}
             _write(file, lambda temporary, tensors=tensors, said=said: save_file(tensors, temporary, said))
             encoded += stop - start
@@ -130,11 +134,19 @@ def encode_latents(
 
 
 def _encode_rows(
-    feed: Feed, vae: Encoder, flip: bool, dtype: torch.dtype, rows: range, device: torch.device, notes: Notes
+    feed: Feed,
+    vae: Encoder,
+    flip: bool,
+    dtype: torch.dtype,
+    rows: range,
+    device: torch.device,
+    notes: Notes,
+    check: Callable[[], None],
 ) -> dict[str, Tensor]:
     """Mean and std of these images, of their mirror images too where flips are asked for, and their labels."""
     out: dict[str, list[Tensor]] = {}
     for start in range(rows.start, rows.stop, BATCH):
+        check()
         indices = range(start, min(start + BATCH, rows.stop))
         loaded = [feed.good(i, found, notes) for i, found in zip(indices, feed.load(indices), strict=True)]
         x = to_float(torch.from_numpy(np.stack([one.stage for one in loaded])).to(device))

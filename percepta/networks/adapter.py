@@ -178,6 +178,14 @@ class Network(nn.Module):
             )
         return row
 
+    def resize(self, size: int) -> None:
+        """Say that the model is for images of this side from now on; refused where its class cannot take them."""
+        problem = self.family.check_size(self.model, size, size)
+        if problem is not None:
+            raise ValueError(f"this {self.family.name} cannot be trained at {size} x {size}: {problem}")
+        self.model.register_to_config(sample_size=size)
+        self.sample_size = size
+
     def enable_gradient_checkpointing(self) -> None:
         """Trade compute for memory: blocks are computed again in the backward pass."""
         if not self.model._supports_gradient_checkpointing:

@@ -44,6 +44,9 @@ class Coder:
     model: Autoencoder
     images: Tensor
 
+    def check(self, settings: Settings) -> None:
+        """Reconstructions need no sampler."""
+
     @torch.no_grad()
     def preview(self, settings: Settings, device: torch.device, check: Check) -> tuple[Tensor, Mapping[str, Any]]:
         shown = []

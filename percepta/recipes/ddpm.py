@@ -43,11 +43,25 @@ class Ddpm(Recipe):
     def formulation(self) -> Formulation:
         return Formulation(PATHS[self.schedule or "cosine"](self.timesteps or 1000), OUTPUT[self.predict or "eps"])
 
+    def _check_init(self, was: Formulation) -> None:
+        """What the flags say must be so; what they leave open is as --init has it."""
+        path = was.path
+        wrong = {
+            "--predict": self.predict is not None and OUTPUT[self.predict] != was.output,
+            "--schedule": self.schedule is not None and not isinstance(path, PATHS[self.schedule]),
+            "--timesteps": self.timesteps is not None and getattr(path, "num_steps", None) != self.timesteps,
+        }
+        if was.output not in OUTPUT.values():
+            raise ValueError(f"--init predicts {was.output!r}: train it with the recipe flow or edm")
+        if any(wrong.values()):
+            raise ValueError(
+                f"--init predicts {was.output!r} on {path.to_config()}: leave {', '.join(k for k, v in wrong.items() if v)} away"
+            )
+
     def build(self, context: Context) -> Method:
         formulation = self.formulation()
         if context.init is not None:
-            if self.predict or self.schedule or self.timesteps:
-                context.check_init(formulation)
             formulation = context.init.formulation
+            self._check_init(formulation)
         weight = weight_named(self.weight or formulation.output, self.gamma)
         return denoising_method(context, formulation, weight, self.cond_dropout, network="unet-pocket", sampler=self.sampler)

@@ -5,7 +5,7 @@ from percepta.samplers.ancestral import ddim, ddpm
 from percepta.samplers.front import SOLVERS, sample, sample_batches, solver
 from percepta.samplers.grids import SPACINGS, as_grid, grid
 from percepta.samplers.guidance import Guided, guided
-from percepta.samplers.images import Drawn, sample_images, usual_clip
+from percepta.samplers.images import Drawn, check_sampler, sample_images, usual_clip
 from percepta.samplers.multistep import dpmpp_2m
 from percepta.samplers.runge_kutta import Churn, euler, heun, rk4
 from percepta.samplers.schedulers import with_scheduler
@@ -23,6 +23,7 @@ __all__ = [
     "Step",
     "adaptive",
     "as_grid",
+    "check_sampler",
     "ddim",
     "ddpm",
     "dpmpp_2m",

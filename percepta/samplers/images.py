@@ -10,9 +10,10 @@ from torch import Tensor
 
 from percepta.formulation import Cond
 from percepta.rng import Rng
-from percepta.samplers.front import SOLVERS, sample
+from percepta.samplers.front import SOLVERS, sample, solver
+from percepta.samplers.grids import grid
 from percepta.samplers.guidance import guided
-from percepta.samplers.schedulers import with_scheduler
+from percepta.samplers.schedulers import scheduler_named, with_scheduler
 from percepta.samplers.step import AnyDenoiser
 
 DECODED = 16  # latents decoded at a time: a decoder needs far more memory per image than a sampler does
@@ -38,6 +39,15 @@ class Drawn:
 def usual_clip(sampler: str, pixels: bool) -> tuple[float, float] | None:
     """Pixels end at -1 and 1, and the samplers of discrete paths may know it; latents have no such bound."""
     return (-1.0, 1.0) if pixels and sampler in ("ddim", "ddpm") else None
+
+
+def check_sampler(denoiser: AnyDenoiser, sampler: str, steps: int) -> None:
+    """ValueError where there is no such sampler, or it cannot take so many steps on this path."""
+    if sampler in SOLVERS:
+        solver(sampler)
+        grid(denoiser.path, steps)
+    else:
+        scheduler_named(sampler, denoiser)
 
 
 @torch.no_grad()

@@ -28,7 +28,7 @@ def with_scheduler(
 
     A name gets the denoiser's own betas, and no clipping. `steps` is the scheduler's num_inference_steps.
     """
-    scheduler = _by_name(scheduler, denoiser) if isinstance(scheduler, str) else scheduler
+    scheduler = scheduler_named(scheduler, denoiser) if isinstance(scheduler, str) else scheduler
     kind = _kind(scheduler)
     _check_path(kind, scheduler, denoiser)
     untouched, out = torch.get_rng_state(), []
@@ -61,7 +61,7 @@ def _chain(
     return x
 
 
-def _by_name(name: str, denoiser: AnyDenoiser) -> Any:
+def scheduler_named(name: str, denoiser: AnyDenoiser) -> Any:
     import diffusers
 
     cls = getattr(diffusers, name if name.endswith("Scheduler") else f"{name}Scheduler", None)

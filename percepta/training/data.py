@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from percepta.data import Source, Stream, Transform, open_source
 from percepta.data.reader import Store
-from percepta.distributed import World, barrier
+from percepta.distributed import World, wait_for_first
 from percepta.estimate import Batch
 from percepta.training.settings import Settings
 
@@ -39,8 +39,10 @@ class Data:
     vae: Any = None
 
 
-def open_data(settings: Settings, world: World, device: torch.device, note: Callable[[str], None]) -> Data:
-    """The source that --data names, as images or, with --vae, as latents."""
+def open_data(
+    settings: Settings, world: World, device: torch.device, note: Callable[[str], None], check: Callable[[], None] = lambda: None
+) -> Data:
+    """The source that --data names, as images or, with --vae, as latents; `check` may raise to leave the encoding of latents."""
     source = open_source(settings.data, settings.size)
     if settings.conditional == "yes" and not source.num_classes:
         raise ValueError(
@@ -48,7 +50,9 @@ def open_data(settings: Settings, world: World, device: torch.device, note: Call
             "`label`, or --conditional no"
         )
     labelled = bool(source.num_classes) and settings.conditional != "no"
-    return (_latents if settings.vae else _images)(settings, source, labelled, world, device, note)
+    if settings.vae:
+        return _latents(settings, source, labelled, world, device, note, check)
+    return _images(settings, source, labelled, world, device)
 
 
 def _stream(settings: Settings, source: Source, world: World, device: torch.device) -> Stream:
@@ -63,8 +67,7 @@ def _stream(settings: Settings, source: Source, world: World, device: torch.devi
     )  # fmt: skip
 
 
-def _images(settings: Settings, source: Source, labelled: bool, world: World, device: torch.device,
-            note: Callable[[str], None]) -> Data:  # fmt: skip
+def _images(settings: Settings, source: Source, labelled: bool, world: World, device: torch.device) -> Data:
     stream = _stream(settings, source, world, device)
     names = tuple(source.class_names) if labelled else None
     return Data(_labels(stream.batches, labelled), 3, settings.size, source.num_classes if labelled else None, names, source.fingerprint,
@@ -87,8 +90,9 @@ def examples(settings: Settings, source: Source) -> Tensor:
 
 
 def _latents(
-    settings: Settings, source: Source, labelled: bool, world: World, device: torch.device, note: Callable[[str], None]
-) -> Data:
+    settings: Settings, source: Source, labelled: bool, world: World, device: torch.device, note: Callable[[str], None],
+    check: Callable[[], None],
+) -> Data:  # fmt: skip
     """Encode once, free the encoder's memory, train on the cache: the three phases of a latent run."""
     from percepta.data.latents import LatentStream
     from percepta.networks import load_autoencoder
@@ -96,9 +100,10 @@ def _latents(
     assert settings.vae is not None
     vae = load_autoencoder(vae_folder(settings.vae)).requires_grad_(False).eval()
     if world.first:
-        cache_latents(settings, source, vae, device, note)
-    barrier()
-    result = cache_latents(settings, source, vae, device, lambda text: None)
+        result = cache_latents(settings, source, vae, device, note, check)
+    wait_for_first()
+    if not world.first:
+        result = cache_latents(settings, source, vae, device, lambda text: None, check)
     vae.to("cpu")
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -110,7 +115,14 @@ def _latents(
     return Data(batches, channels, size, classes, names, result.key, count, partial(examples, settings, source), vae)
 
 
-def cache_latents(settings: Settings, source: Source, vae: Any, device: torch.device, note: Callable[[str], None]) -> "CacheResult":
+def cache_latents(
+    settings: Settings,
+    source: Source,
+    vae: Any,
+    device: torch.device,
+    note: Callable[[str], None],
+    check: Callable[[], None] = lambda: None,
+) -> "CacheResult":
     """Find or fill the latent cache of these settings, and say which."""
     from percepta.data.latents import encode_latents
 
@@ -120,10 +132,28 @@ def cache_latents(settings: Settings, source: Source, vae: Any, device: torch.de
     vae.to(device)
     result = encode_latents(
         source, vae, folder / "latents", transform, on_bad=settings.on_bad_image, device=device,
-        progress=lambda done, total: note(f"encoding latents: {done}/{total} ({done / (time.monotonic() - started):.0f} img/s)"),
+        check=check, progress=lambda done, total: note(f"encoding latents: {done}/{total} ({done / (time.monotonic() - started):.0f} img/s)"),
     )  # fmt: skip
     note(f"latent cache {'hit' if result.hit else f'miss: {result.encoded} images encoded'}: {result.path}")
     return result
+
+
+def recorded_data(settings: Settings, resolved: Mapping[str, Any]) -> Data:
+    """What a run's config.json says of its data, for a model that is built again; images are opened only if somebody looks at them."""
+    from percepta.networks import load_autoencoder
+
+    def none(start: int, stop: int) -> Iterator[Rows]:
+        raise ValueError(f"a model that was built again from config.json has no batches, steps {start} to {stop} were asked for")
+
+    channels, size, _ = resolved["shape"]
+    names = None if resolved["class_names"] is None else tuple(resolved["class_names"])
+    vae = load_autoencoder(vae_folder(settings.vae)).requires_grad_(False).eval() if settings.vae else None
+    looked = partial(_first_images, settings)
+    return Data(none, channels, size, resolved["num_classes"], names, resolved["data"], resolved["images"], looked, vae)
+
+
+def _first_images(settings: Settings) -> Tensor:
+    return examples(settings, open_source(settings.data, settings.size))
 
 
 def vae_folder(path: str) -> Path:

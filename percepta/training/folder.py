@@ -49,7 +49,8 @@ class RunFolder:
         except OSError as error:
             self.close()
             raise RunFolderError(f"another process is training in {self.root}; wait for it, or choose another --out") from error
-        self._sweep()
+        if used or self.config.is_file():
+            self._sweep()
 
     def _sweep(self) -> None:
         """Remove what a process left that was killed while it wrote; unfinished checkpoints are checkpoint.py's."""

@@ -11,7 +11,7 @@ from percepta import distributed
 from percepta._version import __version__
 from percepta.networks import Network
 from percepta.rng import mix
-from percepta.training.config import asked
+from percepta.training.config import asked, check_continuation
 from percepta.training.data import Data, open_data
 from percepta.training.folder import RunFolder, write_json
 from percepta.training.log import Meter, console, make_trackers
@@ -20,7 +20,7 @@ from percepta.training.method import Method
 from percepta.training.precision import CUDA_GRAPHS, check_precision, compile_network, pick_device
 from percepta.training.recipe import Context, Recipe
 from percepta.training.settings import Settings
-from percepta.training.signals import StopFlag, stop_on_signals
+from percepta.training.signals import Interrupted, StopFlag, stop_on_signals
 from percepta.training.state import make_state
 
 
@@ -46,6 +46,8 @@ def train(recipe: Recipe, settings: Settings, quiet: bool = False) -> Outcome:
         folder.open(settings.resume)
         try:
             return _train(recipe, settings, folder, flag, world, quiet or not world.first)
+        except Interrupted:  # while latents were encoded: what is encoded is kept
+            return Outcome(folder.root, 0, False, first=world.first)
         finally:
             folder.close()
 
@@ -54,7 +56,9 @@ def _train(recipe: Recipe, settings: Settings, folder: RunFolder, flag: StopFlag
     device = pick_device(settings.device, world.local_rank)
     check_precision(settings.mixed_precision, device)
     note = (lambda text: None) if quiet else console.print
-    data = open_data(settings, world, device, note)
+    if settings.resume:
+        check_continuation(folder.config, recipe, settings)
+    data = open_data(settings, world, device, note, flag.check)
     method = build_method(recipe, settings, data)
     method.to(device)
     prepare_networks(method, settings, device)
@@ -63,6 +67,9 @@ def _train(recipe: Recipe, settings: Settings, folder: RunFolder, flag: StopFlag
         distributed.broadcast_parameters(list(player.module.state_dict().values()))
     if settings.resume and not resume(state, folder.root, folder.writes, note):
         note(f"no checkpoint in {folder.root} yet: starting from the beginning")
+    if state.step > settings.steps:
+        raise ValueError(f"{folder.root} is at step {state.step}, beyond --steps {settings.steps}: nothing is left to train")
+    method.product.check(settings)
     folder.rewind(state.step)
     if world.first:
         write_json(folder.config, describe(recipe, settings, data, method, world))
@@ -81,10 +88,8 @@ def _train(recipe: Recipe, settings: Settings, folder: RunFolder, flag: StopFlag
     if finished and world.first:
         model = folder.root / "model"
         with averaged(state):
-            method.product.export(
-                model, {"training": f"percepta train {recipe.name}: {state.step} steps of {settings.batch} images"}
-            )
-    distributed.barrier()
+            method.product.export(model, card(recipe, settings, state.step))
+    distributed.wait_for_first()
     return Outcome(folder.root, state.step, finished, model, method.product.next_command(folder.root), world.first)
 
 

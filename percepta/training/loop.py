@@ -42,7 +42,8 @@ class Loop:
     flag: StopFlag
     meter: Meter
     trackers: list[Tracker] = field(default_factory=list)
-    after_step: Callable[["Loop"], None] | None = None
+    after_step: Callable[["Loop"], None] | None = None  # evaluation during training
+    returns: dict[int, int] = field(default_factory=dict)  # step of a checkpoint -> how often the run went back to it
 
     def run(self) -> bool:
         """Train to the end. False if a signal came first: a checkpoint of where it stopped is then on disk."""
@@ -72,10 +73,12 @@ class Loop:
         return True
 
     def save(self) -> None:
-        """A checkpoint of now, on rank 0, and for `--ema power` a snapshot where one is due."""
+        """A checkpoint of now, on rank 0, and for `--ema power` a snapshot with it."""
         if not self.folder.writes:
             return
         self.meter.pause()
+        if self.settings.ema == "power" and self.state.ema is not None and self.state.ema.updates:
+            self.state.ema.snapshot(self.folder.root / "snapshots")  # a profile of any length can be had at any checkpoint
         checkpoints.save(
             self.folder.root, self.state.step, self.state.tensors(), self.state.numbers(), keep_last=self.settings.keep
         )
@@ -86,7 +89,7 @@ class Loop:
         state, settings = self.state, self.settings
         if report.bad is not None and settings.on_nonfinite == "stop":
             raise NonFinite(
-                f"step {state.step + 1}: {report.bad}; nothing was updated by it. {self._last_good()} "
+                f"step {state.step + 1}: {report.bad}; this turn moved nothing. {self._last_good()} "
                 "Try a lower --lr, --clip, --mixed-precision no, or --on-nonfinite skip"
             )
         state.step += 1
@@ -114,7 +117,9 @@ class Loop:
     def _roll_back(self, report: Report) -> None:
         retries = self.state.retries + 1
         good, _ = checkpoints.latest_good(self.folder.root)
-        if good is None or retries > MAX_RETRIES:
+        if good is not None:
+            self.returns[good.step] = self.returns.get(good.step, 0) + 1
+        if good is None or self.returns[good.step] > MAX_RETRIES:
             raise NonFinite(
                 f"step {self.state.step}: {report.bad}; {self.settings.max_bad_steps} steps in a row failed"
                 f"{f', after going back {MAX_RETRIES} times' if good else ', and there is no checkpoint to go back to'}. {self._last_good()}"
@@ -158,6 +163,7 @@ class Loop:
         if not (settings.sample_every and step and (step % settings.sample_every == 0 or step == settings.steps)):
             return True
         drawn = not self.folder.writes or self.folder.samples(step).exists() or self._preview(step)
+        distributed.wait_for_first()
         # rank 0 alone draws: the others learn here whether it was interrupted, and leave with it
         return not bool(distributed.summed(torch.tensor([float(not drawn)], device=self.device)))
 

@@ -13,7 +13,7 @@ from percepta.formulation import Denoiser
 from percepta.networks import Network
 from percepta.path import AbstractDiscretePath
 from percepta.rng import rng_for
-from percepta.samplers import Drawn, sample_images, usual_clip
+from percepta.samplers import Drawn, check_sampler, sample_images, usual_clip
 from percepta.training.settings import Settings
 
 Check = Callable[..., None]  # called at safe places of a long job; raises to leave it
@@ -21,6 +21,10 @@ Check = Callable[..., None]  # called at safe places of a long job; raises to le
 
 @runtime_checkable
 class Product(Protocol):
+    def check(self, settings: Settings) -> None:
+        """Refuse, before the first step, what a preview could not do."""
+        ...
+
     def preview(self, settings: Settings, device: torch.device, check: Check) -> tuple[Tensor, Mapping[str, Any]]:
         """Images in [-1, 1] and how they were made; the same at every call but for the weights."""
         ...
@@ -41,6 +45,14 @@ class Sampled:
     sampler: str
     vae: Any = None
     class_names: tuple[str, ...] | None = None
+
+    def check(self, settings: Settings) -> None:
+        name = settings.sampler or self.sampler
+        if not settings.sample_every:
+            return
+        if settings.guidance != 1 and not getattr(self.denoiser.network, "num_classes", None):
+            raise ValueError(f"--guidance {settings.guidance:g} needs a class-conditional model; this one has no classes")
+        check_sampler(self.denoiser, name, settings.sample_steps)
 
     def preview(self, settings: Settings, device: torch.device, check: Check) -> tuple[Tensor, Mapping[str, Any]]:
         rng = rng_for(settings.seed, 0, settings.sample_num, stream="sample", device=device)

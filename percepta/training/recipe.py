@@ -67,8 +67,10 @@ class Context:
         if network.num_classes != self.num_classes:
             raise ValueError(
                 f"{flag} has {network.num_classes or 'no'} classes, the data has {self.num_classes or 'none'}: use "
-                "--conditional no, or data with the same classes"
+                + ("data with the same classes" if network.num_classes else "--conditional no")
             )
+        if network.sample_size != self.size:
+            network.resize(self.size)
         return network
 
 

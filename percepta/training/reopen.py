@@ -1,14 +1,14 @@
 """A run from its folder: the method its config.json describes, with the weights of a checkpoint."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
-from percepta.distributed import World
 from percepta.training import checkpoint as checkpoints
 from percepta.training.config import read_config
-from percepta.training.data import open_data
+from percepta.training.data import recorded_data
 from percepta.training.ema import reconstruct
 from percepta.training.job import build_method, card
 from percepta.training.loop import averaged
@@ -31,7 +31,7 @@ def export_run(
         raise ValueError("--raw and --ema-length exclude each other")
     recipe, settings = read_config(run / "config.json", recipes)
     checkpoint = checkpoints.load(run if step is None else run / f"checkpoint-{step}")
-    data = open_data(settings, World(), torch.device("cpu"), lambda text: None)
+    data = recorded_data(settings, json.loads((run / "config.json").read_text())["resolved"])
     method = build_method(recipe, settings, data)
     state = make_state(method, settings, torch.device("cpu"))
     state.load(checkpoint)

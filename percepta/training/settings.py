@@ -126,6 +126,10 @@ class Settings:
             raise ValueError(f"--keep must be at least 2, got {self.keep}: with one checkpoint a damaged file would lose the run")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"--ema-decay must lie in [0, 1), got {self.ema_decay}")
+        if self.clip is not None and not self.clip > 0:
+            raise ValueError(f"--clip must be positive, or None for no clipping, got {self.clip}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"--betas must lie in [0, 1), got {self.betas}")
         if not self.lr > 0:
             raise ValueError(f"--lr must be positive, got {self.lr}")
         for name in ("workers", "warmup", "sample_every", "weight_decay"):

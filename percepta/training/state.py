@@ -72,6 +72,10 @@ class State:
         for name, player in self.players.items():
             load_weights(player.module, checkpoint.tensors[f"weights-{name}"], f"{checkpoint.path}/weights-{name}.safetensors")
             load_optimizer_tensors(player.optimizer, checkpoint.tensors[f"optimizer-{name}"])
+            if (player.scaler is not None) != (name in checkpoint.state["scalers"]):
+                raise ValueError(
+                    f"{checkpoint.path} was trained with another --mixed-precision: fp16 keeps a loss scale, the others do not"
+                )
             if player.scaler is not None:
                 player.scaler.load_state_dict(checkpoint.state["scalers"][name])
         if (self.ema is None) != (checkpoint.state["ema"] is None):

@@ -173,9 +173,9 @@ def test_what_a_killed_process_left_half_written_is_swept(done, tiny, tmp_path):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"ema": "none"}, "without|with"),
-        ({"ema": "power"}, "averages with"),
-        ({"recipe": "duel"}, "resume with the recipe of the run"),
+        ({"ema": "none"}, "--ema classic .now none."),
+        ({"ema": "power"}, "--ema classic .now power."),
+        ({"recipe": "duel"}, "is a run of the recipe .ddpm., not .duel."),
     ],
 )
 def test_a_checkpoint_of_another_kind_is_refused(tiny, tmp_path, changed, message):

@@ -53,7 +53,7 @@ def test_without_a_checkpoint_it_says_so_and_the_exit_code_is_1(zygote, tiny, tm
     said = process.err.read_text()
     assert "There is no checkpoint yet" in said
     assert "Traceback" not in said
-    assert "nothing was updated by it" in said
+    assert "this turn moved nothing" in said
 
 
 def test_skipped_steps_are_counted_and_pollute_nothing(tiny, tmp_path, loops, monkeypatch):
