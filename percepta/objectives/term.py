@@ -31,7 +31,10 @@ class AbstractPerSample(AbstractObjective):
 
 
 class AbstractPerBatch(AbstractObjective):
-    """One number for the set of samples: the kernel batch is the whole batch, over micro-batches and ranks."""
+    """One number for the set of samples: the kernel batch is the whole batch, over micro-batches and ranks.
+
+    It is called on every rank, with no rows where a gate kept none there: what it gathers, all ranks gather.
+    """
 
     @abstractmethod
     def __call__(self, est: Estimate) -> Float[Tensor, ""]: ...
@@ -68,8 +71,9 @@ class Term:
             judged = est
         else:
             judged = est.select(self.keep(est))
-            if len(judged) == 0:
-                return est.x0_hat.sum() * 0  # keeps the graph: every rank takes the same part in the backward pass
+            # keeps the graph; a per-batch objective is asked even so, since it may gather the rows that other ranks kept
+            if len(judged) == 0 and isinstance(self.objective, AbstractPerSample):
+                return est.x0_hat.sum() * 0
         if isinstance(self.objective, AbstractPerBatch):
             return self.scale * self.objective(judged)
         losses = self.objective(judged)

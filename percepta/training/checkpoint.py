@@ -142,6 +142,11 @@ def tidy(folder: str | Path) -> None:
         _remove(path)
 
 
+def rotate(folder: str | Path, step: int, keep_last: int) -> None:
+    """Deletes what `save` would have deleted after `step` was written, had it not been interrupted. For the writer only."""
+    _rotate(Path(folder), step, keep_last, None, 0)
+
+
 def step_of(path: Path) -> int | None:
     """The step in a checkpoint folder's name."""
     match = re.fullmatch(r"checkpoint-(0|[1-9]\d*)", path.name)

@@ -65,7 +65,7 @@ def _train(recipe: Recipe, settings: Settings, folder: RunFolder, flag: StopFlag
     state = make_state(method, settings, device)
     for player in state.players.values():
         distributed.broadcast_parameters(list(player.module.state_dict().values()))
-    if settings.resume and not resume(state, folder.root, folder.writes, note):
+    if settings.resume and not resume(state, folder.root, folder.writes, settings.keep, note):
         note(f"no checkpoint in {folder.root} yet: starting from the beginning")
     if state.step > settings.steps:
         raise ValueError(f"{folder.root} is at step {state.step}, beyond --steps {settings.steps}: nothing is left to train")

@@ -186,7 +186,7 @@ def averaged(state: State):
     return state.ema.swap() if state.ema is not None and state.ema.updates else nullcontext()
 
 
-def resume(state: State, folder: Path, writes: bool, note: Callable[[str], None]) -> bool:
+def resume(state: State, folder: Path, writes: bool, keep: int, note: Callable[[str], None]) -> bool:
     """Load the newest good checkpoint of a run folder into the state, and say which were damaged. False if there is none."""
     if writes:
         checkpoints.tidy(folder)
@@ -199,5 +199,8 @@ def resume(state: State, folder: Path, writes: bool, note: Callable[[str], None]
             raise ValueError(f"no checkpoint in {folder} is whole: start again with another --out")
         return False
     state.load(good)
+    distributed.barrier()  # all have read it
+    if writes:
+        checkpoints.rotate(folder, state.step, keep)
     note(f"going on from {good.path} (step {state.step})")
     return True

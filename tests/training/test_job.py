@@ -139,6 +139,13 @@ def test_more_steps_can_be_added_to_a_finished_run(done, tiny, tmp_path):
     assert digest(run) == digest(done)
 
 
+def test_a_deletion_that_was_interrupted_after_the_last_save_is_ended_by_resume(done, tiny, tmp_path):
+    run = train(DDPM, settings(tiny, tmp_path / "run", sample_every=2, keep=3), quiet=True).folder
+    assert (run / "checkpoint-2").is_dir()
+    train(DDPM, settings(tiny, run, sample_every=2, resume=True), quiet=True)
+    assert digest(run) == digest(done)
+
+
 def test_resume_where_nothing_is_starts_from_the_beginning(done, tiny, tmp_path):
     run = train(DDPM, settings(tiny, tmp_path / "run", sample_every=2, resume=True), quiet=True).folder
     assert digest(run) == digest(done)
