@@ -31,6 +31,8 @@ from percepta.training.settings import Settings
 from percepta.training.signals import StopFlag
 from percepta.training.state import make_state
 
+PATIENCE = 20  # so often a disturbed turn is taken
+
 
 def parser(about: str | None, quick: str) -> argparse.ArgumentParser:
     """The flags of every script; `quick` says what --quick leaves out."""
@@ -183,7 +185,10 @@ class Requests:
 def take_turns(
     script: str, sides: Mapping[str, str], rounds: int, steps: int = 1, warmup: int = 1
 ) -> tuple[dict[str, list[float]], dict[str, float]]:
-    """Seconds of every step, and peak MiB, of sides that are processes: `script --serve SIDE`. One works while the others wait."""
+    """Seconds of every step, and peak MiB, of sides that are processes: `script --serve SIDE`. One works while the others wait.
+
+    A turn during which other programs took more than a twentieth of the machine is taken again, a few times.
+    """
     command = [sys.executable, script, "--threads", str(torch.get_num_threads()), "--serve"]
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     workers = {name: subprocess.Popen([*command, side], **pipes) for name, side in sides.items()}
@@ -207,9 +212,32 @@ def take_turns(
             ask(name, warmup)
         for k in range(rounds):
             for name in list(sides) if k % 2 else reversed(list(sides)):
-                seconds[name] += ask(name, steps)
+                for _ in range(PATIENCE):
+                    before = _busy(workers[name].pid)
+                    found = ask(name, steps)
+                    if _others(before, _busy(workers[name].pid)) < 0.05:
+                        break
+                    time.sleep(1)
+                seconds[name] += found
     finally:
         for worker in workers.values():
             worker.kill()
             worker.wait()
     return seconds, mib
+
+
+def _busy(pid: int) -> tuple[float, float, float]:
+    """(now, CPU seconds of all programs, CPU seconds of this one)."""
+    stat, own = Path("/proc/stat"), Path(f"/proc/{pid}/stat")
+    if not stat.is_file():
+        return time.perf_counter(), 0.0, 0.0
+    user, nice, system, _, _, irq, softirq, *_ = map(int, stat.read_text().split("\n", 1)[0].split()[1:])
+    mine = own.read_text().rpartition(")")[2].split()
+    tick = os.sysconf("SC_CLK_TCK")
+    return time.perf_counter(), (user + nice + system + irq + softirq) / tick, (int(mine[11]) + int(mine[12])) / tick
+
+
+def _others(before: tuple[float, float, float], after: tuple[float, float, float]) -> float:
+    """The share of the machine that programs other than this one took."""
+    wall, everybody, mine = (b - a for a, b in zip(before, after, strict=True))
+    return (everybody - mine) / (wall * (os.cpu_count() or 1))
