@@ -31,7 +31,7 @@ from percepta.training.settings import Settings
 from percepta.training.signals import StopFlag
 from percepta.training.state import make_state
 
-PATIENCE = 20  # so often a disturbed turn is taken
+PATIENCE = 10  # for each turn that is to be timed, so many may be lost to other programs
 
 
 def parser(about: str | None, quick: str) -> argparse.ArgumentParser:
@@ -187,8 +187,9 @@ def take_turns(
 ) -> tuple[dict[str, list[float]], dict[str, float]]:
     """Seconds of every step, and peak MiB, of sides that are processes: `script --serve SIDE`. One works while the others wait.
 
-    A turn during which other programs took more than a twentieth of the machine is taken again, a few times.
+    A turn during which other programs took more than a twentieth of the machine is taken again once it is quiet, while patience lasts.
     """
+    patience, disturbed = rounds * len(sides) * PATIENCE, 0
     command = [sys.executable, script, "--threads", str(torch.get_num_threads()), "--serve"]
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     workers = {name: subprocess.Popen([*command, side], **pipes) for name, side in sides.items()}
@@ -212,17 +213,21 @@ def take_turns(
             ask(name, warmup)
         for k in range(rounds):
             for name in list(sides) if k % 2 else reversed(list(sides)):
-                for _ in range(PATIENCE):
+                while True:
                     before = _busy(workers[name].pid)
                     found = ask(name, steps)
-                    if _others(before, _busy(workers[name].pid)) < 0.05:
+                    if disturbed >= patience or _others(before, _busy(workers[name].pid)) < 0.05:
                         break
-                    time.sleep(1)
+                    disturbed += 1
+                    while disturbed < patience and not _quiet():
+                        disturbed += 1
                 seconds[name] += found
     finally:
         for worker in workers.values():
             worker.kill()
             worker.wait()
+    if disturbed >= patience:
+        print("other programs kept this machine busy: these figures are disturbed", file=sys.stderr)
     return seconds, mib
 
 
@@ -235,6 +240,13 @@ def _busy(pid: int) -> tuple[float, float, float]:
     mine = own.read_text().rpartition(")")[2].split()
     tick = os.sysconf("SC_CLK_TCK")
     return time.perf_counter(), (user + nice + system + irq + softirq) / tick, (int(mine[11]) + int(mine[12])) / tick
+
+
+def _quiet(seconds: float = 0.5) -> bool:
+    """Whether other programs leave the machine alone just now."""
+    before = _busy(os.getpid())
+    time.sleep(seconds)
+    return _others(before, _busy(os.getpid())) < 0.05
 
 
 def _others(before: tuple[float, float, float], after: tuple[float, float, float]) -> float:

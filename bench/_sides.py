@@ -1,6 +1,5 @@
-"""One training step, three times: Percepta's, the same by hand, and that of diffusers' training script. And the bare core of it."""
+"""One training step, three times: Percepta's, the same by hand, and that of diffusers' training script."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,7 +11,6 @@ from torch import Tensor
 
 from percepta.estimate import Batch
 from percepta.networks import build
-from percepta.path import LinearBeta
 from percepta.recipes.ddpm import Ddpm
 from percepta.rng import Rng
 from percepta.training.job import prepare_networks
@@ -103,20 +101,3 @@ class Script:
         self.adamw.zero_grad()
         self.ema.step(self.model.parameters())
         loss.detach().item()
-
-
-def core(settings: Settings, classes: int) -> Callable[[], None]:
-    """Forward, backward and AdamW on tensors that lie ready: what no loop can do without."""
-    network: Any = build("unet-pocket", size=settings.size, num_classes=classes).model.train()
-    adamw = torch.optim.AdamW(network.parameters(), lr=LR, weight_decay=0.0, fused=True)
-    k, labels = torch.randint(STEPS, (settings.batch,)), torch.randint(classes, (settings.batch,))
-    path, x0, eps = LinearBeta(), images(settings), torch.randn(settings.batch, 3, settings.size, settings.size)
-    t = path.time_of(k)
-    x_t = path.alpha(t).float()[:, None, None, None] * x0 + path.sigma(t).float()[:, None, None, None] * eps
-
-    def step() -> None:
-        F.mse_loss(network(x_t, k, labels, return_dict=False)[0], eps).backward()
-        adamw.step()
-        adamw.zero_grad()
-
-    return step

@@ -9,21 +9,32 @@
 2. The whole loop at `unet-pocket`, batch 64, class-conditional: data, noise, step, averages, log, over forward + backward + AdamW alone on
    tensors that lie ready. "first epoch" draws the built-in images while it trains; the other figures are of later epochs.
 
-Every side is a process of its own and they take turns: its memory is its own, and no side gains by what another left in the allocator.
+In part 1 every side is a process of its own and they take turns: its memory is its own, and no side gains by what another left in the
+allocator. Part 2 times these three inside the loop's own steps, because two loops that do the same differ by 5% here, by where their memory
+happens to lie.
 Random weights: times are right, losses mean nothing. --quick takes batch 8 in part 1, and the smaller size in part 2.
 """
 
+import statistics
 import tempfile
+import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from _common import Requests, about, finish, headline, make_loop, medians, parser, printer, run_loop, take_turns
-from _sides import CPU, LR, Bare, Ours, Script, core
+from _sides import CPU, LR, Bare, Ours, Script
 
+from percepta.estimate import Batch
+from percepta.networks import Network
 from percepta.recipes.ddpm import Ddpm
+from percepta.rng import Rng
+from percepta.training.loop import Loop
+from percepta.training.method import Turn
 from percepta.training.settings import Settings
 
 STEPS: dict[str, Callable[[Settings], Callable[[], None]]] = {"percepta": Ours, "bare": Bare, "diffusers script": Script}
@@ -42,25 +53,77 @@ def pocket(size: int, first_epoch: bool) -> Settings:
 
 
 def serve(side: str) -> None:
-    """Be one side: steps, as many as are asked for; for example "percepta / 32 / bf16", "core / 16 /"."""
+    """Be one side: steps, as many as are asked for; for example "percepta / 32 / bf16"."""
     requests = Requests()
     name, *words = side.split(" / ")
-    if name == "loop":
-        settings = pocket(int(words[0]), "first epoch" in words)
-        with tempfile.TemporaryDirectory() as folder:
-            loop = make_loop(Ddpm(schedule="linear"), settings, CPU, Path(folder))
-            if "first epoch" not in words:
-                for _ in loop.batches(0, 2048 // settings.batch):
-                    pass
-            run_loop(loop, requests.done)
-        return
-    if name == "core":
-        step = core(pocket(int(words[0]), False), 64)
-    else:
-        settings = cifar(int(words[0]))
-        settings = replace(settings, mixed_precision="bf16") if "bf16" in words else settings
-        step = STEPS[name](replace(settings, micro_batch=settings.batch // 4) if "micro" in words else settings)
-    requests.answer(step)
+    settings = cifar(int(words[0]))
+    settings = replace(settings, mixed_precision="bf16") if "bf16" in words else settings
+    requests.answer(STEPS[name](replace(settings, micro_batch=settings.batch // 4) if "micro" in words else settings))
+
+
+class Inside:
+    """Seconds spent in the network's forward, in backward, in letting go of its graph, and in the optimizer's step, since `take`."""
+
+    def __init__(self, loop: Loop) -> None:
+        self._sum = self._begin = 0.0
+        self._turns = loop.method.step
+        loop.method.step = self.step  # type: ignore[method-assign]
+        (player,) = loop.state.players.values()
+        (network,) = (part for part in player.module.modules() if isinstance(part, Network))
+        network.register_forward_pre_hook(self.enter)
+        network.register_forward_hook(self.leave)
+        player.optimizer.register_step_pre_hook(self.enter)
+        player.optimizer.register_step_post_hook(self.leave)
+
+    def enter(self, *_: object) -> None:
+        self._begin = time.perf_counter()
+
+    def leave(self, *_: object) -> None:
+        self._sum += time.perf_counter() - self._begin
+
+    def step(self, batch: Batch, rng: Rng) -> Iterator[Turn]:
+        """The method's one turn; what follows it is the end of the graph."""
+        turns = self._turns(batch, rng)
+        yield next(turns)
+        self.enter()
+        assert next(turns, None) is None
+        self.leave()
+
+    @contextmanager
+    def backward(self) -> Iterator[None]:
+        """torch.autograd.backward counts too."""
+
+        def timed(*args: Any, **options: Any) -> None:
+            self.enter()
+            original(*args, **options)
+            self.leave()
+
+        original, torch.autograd.backward = torch.autograd.backward, timed
+        yield
+        torch.autograd.backward = original
+
+    def take(self) -> float:
+        seconds, self._sum = self._sum, 0.0
+        return seconds
+
+
+def loop_and_core(size: int, first_epoch: bool, count: int) -> list[tuple[float, float]]:
+    """Seconds of a step of the loop, and of its forward, backward and AdamW, `count` times."""
+    settings, pairs = pocket(size, first_epoch), []
+    with tempfile.TemporaryDirectory() as folder:
+        loop = make_loop(Ddpm(schedule="linear"), settings, CPU, Path(folder))
+        inside = Inside(loop)
+
+        def after(seconds: float) -> bool:
+            pairs.append((seconds, inside.take()))
+            return len(pairs) >= count + 2
+
+        if not first_epoch:
+            for _ in loop.batches(0, 2048 // settings.batch):
+                pass
+        with inside.backward():
+            run_loop(loop, after)
+    return pairs[2:]
 
 
 def turns(names: list[str], batch: int, rounds: int) -> tuple[dict[str, float], dict[str, float]]:
@@ -104,12 +167,12 @@ def report_loop(say: Callable[..., None], quick: bool) -> dict[str, float]:
     ratios: dict[str, float] = {}
     say("\nThe loop at unet-pocket, batch 64: ms per step; over forward + backward + AdamW alone (limit +3%)")
     for size in [16] if quick else [16, 32]:
-        sides = {name: f"{name.split()[0]} / {size} / {name.partition(' ')[2]}" for name in ("core", "loop", "loop first epoch")}
-        seconds, _ = take_turns(__file__, sides, rounds=8 if quick else 25, steps=4)
-        s = medians(seconds)
-        for name in ("loop", "loop first epoch"):
-            ratios[f"{name.replace(' ', '-')}-{size}"] = s["core"] / s[name]
-            say(f"  {size} px {name:<18}{1e3 * s[name]:8.2f}  alone {1e3 * s['core']:8.2f}  {s[name] / s['core'] - 1:+.2%}")
+        for name in ("loop", "loop, first epoch"):
+            pairs = loop_and_core(size, "first" in name, 40 if quick else 120)
+            share = statistics.median(whole / alone for whole, alone in pairs)
+            ratios[f"{name.replace(', ', '-').replace(' ', '-')}-{size}"] = 1 / share
+            whole, alone = (1e3 * statistics.median(side) for side in zip(*pairs, strict=True))
+            say(f"  {size} px {name:<18}{whole:8.2f}  alone {alone:8.2f}  {share - 1:+.2%}")
     return ratios
 
 
