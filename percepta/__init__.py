@@ -11,8 +11,10 @@ from percepta._version import __version__
 if TYPE_CHECKING:
     from percepta.data import Stream, open_source
     from percepta.estimate import Batch, Denoise, Estimate
+    from percepta.evaluation.evaluate import Evaluation
     from percepta.formulation import EDM, FLOW, Denoiser, Formulation
     from percepta.interop import export_pipeline, load_pipeline
+    from percepta.judging import evaluate
     from percepta.networks import Network, adapt, build
     from percepta.objectives import Denoising, Term, weight_named
     from percepta.path import Cosine, LinearBeta, Rectified, VarianceExploding
@@ -28,7 +30,9 @@ _ROOMS = {
     "percepta.data": ("Stream", "open_source"),
     "percepta.estimate": ("Batch", "Denoise", "Estimate"),
     "percepta.formulation": ("EDM", "FLOW", "Denoiser", "Formulation"),
+    "percepta.evaluation.evaluate": ("Evaluation",),
     "percepta.interop": ("export_pipeline", "load_pipeline"),
+    "percepta.judging": ("evaluate",),
     "percepta.networks": ("Network", "adapt", "build"),
     "percepta.objectives": ("Denoising", "Term", "weight_named"),
     "percepta.path": ("Cosine", "LinearBeta", "Rectified", "VarianceExploding"),
@@ -51,6 +55,7 @@ __all__ = [
     "Denoiser",
     "Denoising",
     "Estimate",
+    "Evaluation",
     "Formulation",
     "LinearBeta",
     "Method",
@@ -68,6 +73,7 @@ __all__ = [
     "__version__",
     "adapt",
     "build",
+    "evaluate",
     "export_pipeline",
     "grid",
     "guided",

@@ -77,7 +77,18 @@ def _meet(backend: str, timeout: datetime.timedelta) -> None:
 
 
 def active() -> bool:
-    return dist.is_available() and dist.is_initialized()
+    return not _alone and dist.is_available() and dist.is_initialized()
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Inside, this process is one of one: what would be shared out over ranks is done here, while the others `wait_for_first`."""
+    global _alone
+    before, _alone = _alone, True
+    try:
+        yield
+    finally:
+        _alone = before
 
 
 def world() -> World:
@@ -151,6 +162,7 @@ def barrier() -> None:
 
 
 _patient: Any = None
+_alone = False
 
 
 def wait_for_first() -> None:
@@ -160,6 +172,32 @@ def wait_for_first() -> None:
             dist.barrier(group=_patient)
         except RuntimeError as error:
             raise _named(error) from error
+
+
+def agreed(values: Tensor) -> Tensor:
+    """The sum of a small CPU tensor over ranks, for which a rank waits however long another works alone."""
+    if active():
+        values = values.clone()
+        try:
+            dist.all_reduce(values, group=_patient)
+        except RuntimeError as error:
+            raise _named(error) from error
+    return values
+
+
+def send_bytes(data: bytes | None, source: int) -> bytes:
+    """What rank `source` gives as `data`, on every rank; waits as `agreed` does. The others give None."""
+    if not active():
+        assert data is not None
+        return data
+    try:
+        size = torch.tensor([0 if data is None else len(data)])
+        dist.broadcast(size, source, group=_patient)
+        sent = torch.empty(int(size), dtype=torch.uint8) if data is None else torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        dist.broadcast(sent, source, group=_patient)
+    except RuntimeError as error:
+        raise _named(error) from error
+    return sent.numpy().tobytes()
 
 
 class _Gather(torch.autograd.Function):

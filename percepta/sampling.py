@@ -20,6 +20,7 @@ from percepta.networks import Autoencoder, Network
 from percepta.path import Cosine, LinearBeta
 from percepta.rng import rng_for
 from percepta.samplers import Drawn, sample_images, usual_clip
+from percepta.samplers.interpolation import images_of_noise, slerp
 
 PROTOCOL = "protocol.json"
 Check = Callable[..., None]
@@ -105,6 +106,18 @@ class Drawing:
         with autocast(self.job.mixed_precision, self.device):
             return sample_images(self.denoiser, self.how, self.shape, rng, cond, self.vae, self.check, batch_size=count)
 
+    def walk(self, first: int, second: int, points: int = 11) -> Tensor:
+        """From image `first` of the job to image `second`, both included, by slerp of their noises; all of the class of the first."""
+        from percepta.training.precision import autocast
+
+        ends = [
+            rng_for(self.job.seed, k, 1, stream="sample", device=self.device).normal("x_T", self.shape)[0] for k in (first, second)
+        ]
+        noise = slerp(ends[0], ends[1], torch.linspace(0, 1, points, device=self.device))
+        cond = None if self.labels is None else self.labels[first].to(self.device).expand(points)
+        with autocast(self.job.mixed_precision, self.device):
+            return images_of_noise(self.denoiser, self.how, noise, cond, self.vae, self.check)
+
     def batches(self, first: int = 0) -> Iterator[tuple[int, Tensor]]:
         """(number of the first image, images), a batch at a time."""
         for start in range(first, self.job.num, self.job.batch):
@@ -154,7 +167,11 @@ def weights_hash(module: torch.nn.Module) -> str:
 
 def draw(job: Job, out: Path, check: Check = lambda *_: None, progress: Callable[[int], None] = lambda _: None) -> dict[str, Any]:
     """Draw the job's images to `out` (a folder, .npz or .png) and return the protocol."""
-    drawing = Drawing(job, check)
+    return write(Drawing(job, check), out, progress)
+
+
+def write(drawing: Drawing, out: Path, progress: Callable[[int], None] = lambda _: None) -> dict[str, Any]:
+    """As `draw`, for a pipeline that is loaded already."""
     protocol = drawing.protocol()
     if out.suffix in (".npz", ".png"):
         parts = []

@@ -13,6 +13,8 @@ COMMANDS = {
     "recipes": "list the methods, a line each",
     "train": "train or finetune by a recipe: percepta train NAME",
     "sample": "draw images from a run or a diffusers pipeline",
+    "evaluate": "judge images, a run or a pipeline against real images: all metrics in one pass",
+    "report": "one HTML page of one or several runs",
     "export": "write a run as a diffusers pipeline",
     "convert": "turn a checkpoint of improved-diffusion, guided-diffusion or DiT into a pipeline",
     "cache": "encode a set of images into latents once: percepta cache latents",

@@ -109,6 +109,9 @@ class HuggingFace(Source):
         label = None if self.labels is None else self.labels[index]
         return Item(decoded.image, label, self._name(index), decoded.format, decoded.changes)
 
+    def encoded(self, index: int) -> tuple[str, bytes]:
+        return self._name(index), self._bytes(index)
+
     def entries(self) -> Iterator[tuple[str, int, str, int | None]]:
         for index in range(len(self)):
             data = self._bytes(index)

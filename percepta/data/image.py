@@ -6,6 +6,7 @@ data), and every conversion is named, so that callers can count it: nothing chan
 """
 
 import io
+import re
 import struct
 import zlib
 from dataclasses import dataclass
@@ -112,7 +113,9 @@ def read_image(data: Path | str | bytes, name: str | None = None, reading: Readi
 
 
 def _brief(error: Exception) -> str:
-    text = " ".join(str(error).split())[:120]
+    text = " ".join(re.sub(r"<_io\.BytesIO object at \w+>", "", str(error)).split())[
+        :120
+    ]  # an address says nothing, and differs each time
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 

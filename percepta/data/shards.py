@@ -86,6 +86,9 @@ class Shards(Source):
         decoded = read_image(self._bytes(index), name, self.reading)
         return Item(decoded.image, None if self.labels is None else self.labels[index], name, decoded.format, decoded.changes)
 
+    def encoded(self, index: int) -> tuple[str, bytes]:
+        return self._name(index), self._bytes(index)
+
     def entries(self) -> Iterator[tuple[str, int, str, int | None]]:
         for k, name in enumerate(self.names):
             data = self._bytes(k)

@@ -35,6 +35,7 @@ class Source(ABC):
     """A finite set of images. `class_names` is empty where there are no labels; labels are 0 .. num_classes-1."""
 
     class_names: tuple[str, ...] = ()
+    reading: Reading = Reading()
 
     @property
     def num_classes(self) -> int:
@@ -46,6 +47,10 @@ class Source(ABC):
     @abstractmethod
     def read(self, index: int) -> Item:
         """Decode one image; BadImage where that fails."""
+
+    def encoded(self, index: int) -> tuple[str, bytes] | None:
+        """(name, the file's bytes) of one image, as `reading` decodes them; None where images are not files. BadImage if unreadable."""
+        return None
 
     @abstractmethod
     def entries(self) -> Iterator[tuple[str, int, str, int | None]]:
@@ -101,6 +106,10 @@ class Files(Source):
         label = None if self.labels is None else self.labels[index]
         text = None if self.texts is None else self.texts[index]
         return Item(decoded.image, label, str(path), decoded.format, decoded.changes, text)
+
+    def encoded(self, index: int) -> tuple[str, bytes]:
+        path = self.root / self.names[index]
+        return str(path), read_bytes(path, str(path), self.reading.max_bytes)
 
     def entries(self) -> Iterator[tuple[str, int, str, int | None]]:
         for k, name in enumerate(self.names):

@@ -9,18 +9,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
+from jaxtyping import UInt8
 from torch import Tensor
 
 from percepta.estimate import Batch, Estimate
+from percepta.images import to_uint8
 from percepta.networks import Autoencoder, build_autoencoder
 from percepta.objectives import L1, Kl, PyramidL1, Term
 from percepta.rng import Rng
+from percepta.samplers.front import drawing
 from percepta.spaces.trunks import Trunk, available_trunk
 from percepta.training.method import Method
-from percepta.training.product import Check
+from percepta.training.product import Check, Readable, weights_of
 from percepta.training.recipe import Context, Recipe
 from percepta.training.settings import Settings
 
@@ -43,6 +47,7 @@ class Coder:
 
     model: Autoencoder
     images: Tensor
+    judged_by: ClassVar[str] = "reconstructions"
 
     def check(self, settings: Settings) -> None:
         """Reconstructions need no sampler."""
@@ -55,6 +60,20 @@ class Coder:
             shown.append(torch.stack([x, self.model.decode(self.model.encode(x)[0])], 1).flatten(0, 1).clamp(-1, 1).cpu())
         pairs = torch.cat(shown)
         return pairs, {"shows": "pairs: image, reconstruction", "num": len(pairs)}
+
+    @torch.no_grad()
+    def judged(
+        self, settings: Settings, device: torch.device, check: Check, real: Readable
+    ) -> tuple[UInt8[np.ndarray, "n h w 3"], Mapping[str, Any]]:
+        """Reconstructions of the first images of the other side, from the mean of the posterior."""
+        count, shown = min(settings.eval_num, len(real)), []
+        with drawing(self.model):
+            for first in range(0, count, 16):
+                check()
+                images = np.stack(real.read(range(first, min(first + 16, count))))
+                x = torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
+                shown.append(to_uint8(self.model.decode(self.model.encode(x)[0])))
+        return np.concatenate(shown), {"by": "reconstructions", "num": count, "weights": weights_of(settings)}
 
     @torch.no_grad()
     def export(self, out: Path, card: Mapping[str, Any]) -> None:

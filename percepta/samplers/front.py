@@ -41,7 +41,7 @@ def solver(name: str, *, eta: float = 0.0, clip: Clip = None) -> Step:
 
 
 @contextmanager
-def drawing(denoiser: AnyDenoiser) -> Iterator[None]:
+def drawing(denoiser: AnyDenoiser | nn.Module) -> Iterator[None]:
     """No graph, and eval mode for whatever was in training mode (dropout would else be active in the chain)."""
     changed = [m for m in denoiser.modules() if m.training] if isinstance(denoiser, nn.Module) else []
     for module in changed:

@@ -1,5 +1,57 @@
-"""Frozen maps from samples to features: the spaces where an estimate is judged."""
+"""Frozen maps from samples to features: the spaces where an estimate is judged.
+
+The networks are loaded when first named: torchvision alone takes seconds to import.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from percepta.spaces.space import Features, Pixels, Space
 
-__all__ = ["Features", "Pixels", "Space"]
+if TYPE_CHECKING:
+    from percepta.spaces.clip import Clip
+    from percepta.spaces.dino import Dino
+    from percepta.spaces.domain import Domain, train_domain
+    from percepta.spaces.extractor import Extractor, known_extractors, open_extractor, split_name
+    from percepta.spaces.inception import Inception
+    from percepta.spaces.lpips import Lpips, Pooled
+    from percepta.spaces.trunks import Trunk
+
+_HOME = {
+    "Clip": "clip",
+    "Dino": "dino",
+    "Domain": "domain",
+    "Extractor": "extractor",
+    "Inception": "inception",
+    "Lpips": "lpips",
+    "Pooled": "lpips",
+    "Trunk": "trunks",
+    "known_extractors": "extractor",
+    "open_extractor": "extractor",
+    "split_name": "extractor",
+    "train_domain": "domain",
+}
+
+__all__ = [
+    "Clip",
+    "Dino",
+    "Domain",
+    "Extractor",
+    "Features",
+    "Inception",
+    "Lpips",
+    "Pixels",
+    "Pooled",
+    "Space",
+    "Trunk",
+    "known_extractors",
+    "open_extractor",
+    "split_name",
+    "train_domain",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'percepta.spaces' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"percepta.spaces.{_HOME[name]}"), name)

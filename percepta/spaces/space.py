@@ -37,9 +37,19 @@ class Reads:
 
 
 class Space(nn.Module):
-    """forward(*upstream) -> features. Frozen and in eval mode for good; gradients pass through it to its input."""
+    """forward(*upstream) -> features. Frozen and in eval mode for good; gradients pass through it to its input.
+
+    `name` is what records call it ("alex", "inception"): metrics in a space that a model was trained against are marked by it. Where a
+    class gives none, it is the class's own in lower case.
+    """
 
     reads = Reads()
+    name: str = ""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if not cls.name:
+            cls.name = cls.__name__.lower()
 
     def __init__(self, on: "Space | None" = None) -> None:
         super().__init__()

@@ -5,6 +5,7 @@ relu1_2 .. relu5_3 for VGG16, relu1_1 .. relu5_1 for VGG19 (Johnson et al. 2016;
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torchvision
@@ -49,6 +50,7 @@ class Trunk(Space):
         super().__init__(on)
         if name not in TRUNKS:
             raise ValueError(f"unknown trunk {name!r}; known: {', '.join(TRUNKS)}")
+        self.name = name
         layers = TRUNKS[name]
         self.taps = taps or layers.taps
         self.reads = Reads("images", 3, layers.min_size)
@@ -65,7 +67,7 @@ class Trunk(Space):
         self.freeze()
 
     def _load(self, names: tuple[str, ...]) -> None:
-        tensors = read_weights(find_weights(next((name for name in names if has_weights(name)), names[0])))
+        tensors = read_weights(first_weights(names))
         own = {k: tensors[f"features.{k}"] for k in self.layers.state_dict() if f"features.{k}" in tensors}
         self.layers.load_state_dict(own)
 
@@ -77,6 +79,11 @@ class Trunk(Space):
             if index in self.taps:
                 out.append(x)
         return tuple(out)
+
+
+def first_weights(names: tuple[str, ...]) -> Path:
+    """The file of the first of these weights that is here; ValueError about the first where none is."""
+    return find_weights(next((name for name in names if has_weights(name)), names[0]))
 
 
 def available_trunk() -> str:

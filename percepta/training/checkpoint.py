@@ -142,9 +142,9 @@ def tidy(folder: str | Path) -> None:
         _remove(path)
 
 
-def rotate(folder: str | Path, step: int, keep_last: int) -> None:
+def rotate(folder: str | Path, step: int, keep_last: int, keep_best: int = 0) -> None:
     """Deletes what `save` would have deleted after `step` was written, had it not been interrupted. For the writer only."""
-    _rotate(Path(folder), step, keep_last, None, 0)
+    _rotate(Path(folder), step, keep_last, None, keep_best)
 
 
 def step_of(path: Path) -> int | None:

@@ -54,7 +54,12 @@ class RunFolder:
 
     def _sweep(self) -> None:
         """Remove what a process left that was killed while it wrote; unfinished checkpoints are checkpoint.py's."""
-        for left in (*self.root.glob(".*.tmp"), *self.root.glob("samples/.*.tmp"), *self.root.glob(".model.*")):
+        for left in (
+            *self.root.glob(".*.tmp"),
+            *self.root.glob("samples/.*.tmp"),
+            *self.root.glob("evaluation/.*.tmp"),
+            *self.root.glob(".model.*"),
+        ):
             if left.is_dir():
                 shutil.rmtree(left)
             else:
@@ -75,21 +80,35 @@ class RunFolder:
     def samples(self, step: int) -> Path:
         return self.root / "samples" / f"step-{step:07d}.png"
 
+    def evaluation(self, step: int) -> Path:
+        return self.root / "evaluation" / f"step-{step:07d}.json"
+
     def rewind(self, step: int) -> None:
-        """Drop the lines and grids of steps after `step`: what an interrupted run wrote beyond its checkpoint is written again."""
+        """Drop the lines, grids and evaluations of steps after `step`: what an interrupted run wrote beyond its checkpoint is
+        written again."""
         if not self.writes:
             return
+        for made in (self.root / "evaluation").glob("step-*.json"):
+            if int(made.stem.removeprefix("step-")) > step:
+                made.unlink()
         for grid in (self.root / "samples").glob("step-*.png"):
             if int(grid.stem.removeprefix("step-")) > step:
                 grid.unlink()
                 grid.with_suffix(".json").unlink(missing_ok=True)
-        for name in ("metrics.jsonl", "timing.jsonl"):
-            path = self.root / name
-            if path.is_file():
-                kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
-                temporary = path.with_name(f".{name}.tmp")
-                temporary.write_text("".join(f"{line}\n" for line in kept))
-                os.replace(temporary, path)
+        for name in ("metrics.jsonl", "timing.jsonl", "evaluations.jsonl"):
+            self.rewind_lines(name, step)
+
+    def rewind_lines(self, name: str, step: int) -> None:
+        """Drop the lines of steps after `step` from one file."""
+        path = self.root / name
+        if not self.writes or not path.is_file():
+            return
+        if name in self._lines:
+            self._lines.pop(name).close()
+        kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
+        temporary = path.with_name(f".{name}.tmp")
+        temporary.write_text("".join(f"{line}\n" for line in kept))
+        os.replace(temporary, path)
 
     def append(self, name: str, record: Mapping[str, Any]) -> None:
         """One JSON line, flushed."""

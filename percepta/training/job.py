@@ -1,14 +1,16 @@
 """A whole run, from flags to an exported model: data, latents, method, loop, export."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from percepta import distributed
 from percepta._version import __version__
+from percepta.evaluation.contamination import CARD
 from percepta.networks import Network
 from percepta.rng import mix
 from percepta.training.config import asked, check_continuation
@@ -17,11 +19,16 @@ from percepta.training.folder import RunFolder, write_json
 from percepta.training.log import Meter, console, make_trackers
 from percepta.training.loop import Loop, averaged, resume
 from percepta.training.method import Method
-from percepta.training.precision import CUDA_GRAPHS, check_precision, compile_network, pick_device
+from percepta.training.precision import CUDA_GRAPHS, check_precision, compile_network, pick_device, walk_backward_again
 from percepta.training.recipe import Context, Recipe
 from percepta.training.settings import Settings
+from percepta.training.shares import shares_every
 from percepta.training.signals import Interrupted, StopFlag, stop_on_signals
 from percepta.training.state import make_state
+from percepta.training.trained_against import names, record
+
+if TYPE_CHECKING:
+    from percepta.training.evaluating import Evaluator
 
 
 @dataclass(frozen=True)
@@ -65,11 +72,15 @@ def _train(recipe: Recipe, settings: Settings, folder: RunFolder, flag: StopFlag
     state = make_state(method, settings, device)
     for player in state.players.values():
         distributed.broadcast_parameters(list(player.module.state_dict().values()))
-    if settings.resume and not resume(state, folder.root, folder.writes, settings.keep, note):
+    if settings.resume and not resume(state, folder.root, folder.writes, settings, note):
         note(f"no checkpoint in {folder.root} yet: starting from the beginning")
     if state.step > settings.steps:
         raise ValueError(f"{folder.root} is at step {state.step}, beyond --steps {settings.steps}: nothing is left to train")
     method.product.check(settings)
+    against = record(method, settings)
+    measured = shares_every(settings, method, device)
+    evaluator = _evaluator(method, settings, device, names(against), note) if world.first else None
+    distributed.wait_for_first()
     folder.rewind(state.step)
     if world.first:
         write_json(folder.config, describe(recipe, settings, data, method, world))
@@ -77,7 +88,7 @@ def _train(recipe: Recipe, settings: Settings, folder: RunFolder, flag: StopFlag
         note(headline(recipe, settings, data, method, device, world))
     meter = Meter(state.step, settings.steps, settings.batch, quiet)
     trackers = make_trackers(settings.report_to, folder.root, settings) if world.first else []
-    loop = Loop(method, data.batches, state, settings, folder, device, flag, meter, trackers)
+    loop = Loop(method, data.batches, state, settings, folder, device, flag, meter, trackers, evaluator, measured)
     try:
         finished = loop.run()
     finally:
@@ -88,14 +99,26 @@ def _train(recipe: Recipe, settings: Settings, folder: RunFolder, flag: StopFlag
     if finished and world.first:
         model = folder.root / "model"
         with averaged(state):
-            method.product.export(model, card(recipe, settings, state.step))
+            method.product.export(model, card(recipe, settings, state.step, names(against)))
     distributed.wait_for_first()
     return Outcome(folder.root, state.step, finished, model, method.product.next_command(folder.root), world.first)
 
 
-def card(recipe: Recipe, settings: Settings, step: int) -> dict[str, Any]:
-    """What an exported model's card says of its training."""
+def _evaluator(
+    method: Method, settings: Settings, device: torch.device, trained: tuple[str, ...], note: Callable[[str], None]
+) -> "Evaluator | None":
+    if not settings.eval_every:
+        return None
+    from percepta.training.evaluating import prepared
+
+    with distributed.alone():
+        return prepared(method.product, settings, device, trained, note)
+
+
+def card(recipe: Recipe, settings: Settings, step: int, trained: tuple[str, ...] = ()) -> dict[str, Any]:
+    """What an exported model's card says of its training; `trained` are the spaces it was trained against."""
     return {
+        **({"protocol": {CARD: ", ".join(trained)}} if trained else {}),
         "title": f"{recipe.name} on {settings.data}",
         "description": f"Trained by Percepta's recipe `{recipe.name}` ({recipe.summary}) on `{settings.data}` at {settings.size} pixels.",
         "training": f"percepta train {recipe.name}: {step} steps of {settings.batch} images, seed {settings.seed}",
@@ -128,6 +151,8 @@ def prepare_networks(method: Method, settings: Settings, device: torch.device) -
     if settings.micro_batch and settings.compile in CUDA_GRAPHS and device.type == "cuda":
         raise ValueError(f"--micro-batch adds up gradients, which the CUDA graphs of --compile {settings.compile} overwrite: use "
                          "--compile default, or leave --micro-batch out")  # fmt: skip
+    if settings.compile != "no" and shares_every(settings, method, device):
+        walk_backward_again()
     networks = [m for m in method.model.modules() if isinstance(m, Network)] or [method.model]
     for network in networks:
         if settings.gradient_checkpointing:
@@ -145,7 +170,7 @@ def describe(recipe: Recipe, settings: Settings, data: Data, method: Method, wor
         "resolved": {
             "percepta": __version__, "torch": torch.__version__, "processes": world.size, "data": data.fingerprint, "images": data.count,
             "num_classes": data.num_classes, "class_names": data.class_names, "shape": [data.channels, data.size, data.size],
-            "parameters": parameters(method.model),
+            "parameters": parameters(method.model), CARD: record(method, settings),
         },
     }  # fmt: skip
 

@@ -1,9 +1,11 @@
 """The training loop: steps, and between them what is due: lines of metrics, sample grids, checkpoints, and leaving when asked to."""
 
 import math
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -17,9 +19,13 @@ from percepta.training.method import Method
 from percepta.training.precision import memory_mib
 from percepta.training.previews import save_preview
 from percepta.training.settings import Settings
+from percepta.training.shares import Shares, due
 from percepta.training.signals import Interrupted, StopFlag
 from percepta.training.state import State
 from percepta.training.step import Report, take_step
+
+if TYPE_CHECKING:
+    from percepta.training.evaluating import Evaluator
 
 MAX_RETRIES = 2
 Batches = Callable[[int, int], Iterator[tuple[tuple[int, ...], Batch]]]  # (first step, last step) -> this rank's rows of each step
@@ -42,18 +48,20 @@ class Loop:
     flag: StopFlag
     meter: Meter
     trackers: list[Tracker] = field(default_factory=list)
-    after_step: Callable[["Loop"], None] | None = None  # evaluation during training
+    evaluator: "Evaluator | None" = None  # rank 0's, where the settings ask for evaluations
+    shares_every: int = 0
     returns: dict[int, int] = field(default_factory=dict)  # step of a checkpoint -> how often the run went back to it
 
     def run(self) -> bool:
         """Train to the end. False if a signal came first: a checkpoint of where it stopped is then on disk."""
-        if not self._preview_if_due():  # a run that was stopped while it drew a grid draws it now
+        if not (self._preview_if_due() and self._evaluate_if_due()):  # what a run was stopped in, it does now
             return False
         while self.state.step < self.settings.steps:
             for ordinals, batch in self.batches(self.state.step, self.settings.steps):
                 rng = Rng(self.settings.seed, ordinals, self.state.step, self.state.stream, self.device)
                 batch = batch.to(self.device, **({"memory_format": torch.channels_last} if self.settings.channels_last else {}))
-                report = take_step(self.method, self.state, self.settings, batch, rng, lambda: self.flag.asked is not None)
+                shares = Shares() if due(self.state.step + 1, self.shares_every, self.settings) else None
+                report = take_step(self.method, self.state, self.settings, batch, rng, lambda: self.flag.asked is not None, shares)
                 rolled_back = self._count(report)
                 if rolled_back:
                     break
@@ -64,12 +72,10 @@ class Loop:
                     self.save()
                 if report.stop and step < self.settings.steps:
                     return False
-                if not self._preview_if_due():
+                if not (self._preview_if_due() and self._evaluate_if_due()):
                     if not saved:
                         self.save()
                     return False
-                if self.after_step is not None:
-                    self.after_step(self)
         return True
 
     def save(self) -> None:
@@ -79,9 +85,11 @@ class Loop:
         self.meter.pause()
         if self.settings.ema == "power" and self.state.ema is not None and self.state.ema.updates:
             self.state.ema.snapshot(self.folder.root / "snapshots")  # a profile of any length can be had at any checkpoint
+        score = None if self.evaluator is None else self.evaluator.score(self.folder.evaluation(self.state.step))
         checkpoints.save(
-            self.folder.root, self.state.step, self.state.tensors(), self.state.numbers(), keep_last=self.settings.keep
-        )
+            self.folder.root, self.state.step, self.state.tensors(), self.state.numbers(), keep_last=self.settings.keep,
+            keep_best=int(self.settings.keep_best is not None), score=score,
+        )  # fmt: skip
         self.meter.go_on()
 
     def _count(self, report: Report) -> bool:
@@ -147,14 +155,15 @@ class Loop:
         means = {k: v / state.window_steps for k, v in state.window.items()} if state.window_steps else {}
         lr = state.schedule.lr_at(state.step if settings.warmup else state.step - 1)
         skipped = {"bad_steps": state.bad_total} if state.bad_total else {}
-        self.folder.append("metrics.jsonl", {"step": state.step, "images": state.images, **means, "lr": lr, **skipped})
+        shares = {f"share/{name}": value for name, value in report.shares.items()}
+        self.folder.append("metrics.jsonl", {"step": state.step, "images": state.images, **means, **shares, "lr": lr, **skipped})
         memory = memory_mib(self.device)
         self.folder.append(
             "timing.jsonl", {"step": state.step, "images_per_s": round(self.meter.rate, 2), "memory_mib": round(memory, 1)}
         )
         self.meter.show(state.step, {k: v for k, v in means.items() if not k.startswith("grad_norm")}, memory)
         for tracker in self.trackers:
-            tracker.log(state.step, {**means, "lr": lr, "images_per_s": self.meter.rate})
+            tracker.log(state.step, {**means, **shares, "lr": lr, "images_per_s": self.meter.rate})
         state.window, state.window_steps = {}, 0
 
     def _preview_if_due(self) -> bool:
@@ -163,9 +172,40 @@ class Loop:
         if not (settings.sample_every and step and (step % settings.sample_every == 0 or step == settings.steps)):
             return True
         drawn = not self.folder.writes or self.folder.samples(step).exists() or self._preview(step)
+        return self._together(drawn)
+
+    def _together(self, done: bool) -> bool:
+        """Rank 0 alone draws: the others learn here whether it was interrupted, and leave with it."""
         distributed.wait_for_first()
-        # rank 0 alone draws: the others learn here whether it was interrupted, and leave with it
-        return not bool(distributed.summed(torch.tensor([float(not drawn)], device=self.device)))
+        return not bool(distributed.summed(torch.tensor([float(not done)], device=self.device)))
+
+    def _evaluate_if_due(self) -> bool:
+        """The evaluation of this step if it is due and not there; False if a signal came meanwhile."""
+        step, settings = self.state.step, self.settings
+        if not (settings.eval_every and step and (step % settings.eval_every == 0 or step == settings.steps)):
+            return True
+        done = self.evaluator is None or self.folder.evaluation(step).exists() or self._evaluate(self.evaluator, step)
+        if done and settings.keep_best is not None:
+            self.save()  # with its score: the weights that were judged are those that are kept
+        return self._together(done)
+
+    def _evaluate(self, evaluator: "Evaluator", step: int) -> bool:
+        from percepta.training.evaluating import keep, told
+
+        self.meter.pause()
+        started = time.monotonic()
+        try:
+            with averaged(self.state), distributed.alone():
+                found = evaluator(step, self.state.images, self.flag.check)
+        except Interrupted:
+            return False
+        finally:
+            self.meter.go_on()
+        keep(self.folder, found)
+        self.meter.note(told(found, time.monotonic() - started))
+        for tracker in self.trackers:
+            tracker.log(step, {f"eval/{name}": value["value"] for name, value in found["metrics"].items()})
+        return True
 
     def _preview(self, step: int) -> bool:
         self.meter.pause()
@@ -186,7 +226,7 @@ def averaged(state: State):
     return state.ema.swap() if state.ema is not None and state.ema.updates else nullcontext()
 
 
-def resume(state: State, folder: Path, writes: bool, keep: int, note: Callable[[str], None]) -> bool:
+def resume(state: State, folder: Path, writes: bool, settings: Settings, note: Callable[[str], None]) -> bool:
     """Load the newest good checkpoint of a run folder into the state, and say which were damaged. False if there is none."""
     if writes:
         checkpoints.tidy(folder)
@@ -201,6 +241,6 @@ def resume(state: State, folder: Path, writes: bool, keep: int, note: Callable[[
     state.load(good)
     distributed.barrier()  # all have read it
     if writes:
-        checkpoints.rotate(folder, state.step, keep)
+        checkpoints.rotate(folder, state.step, settings.keep, int(settings.keep_best is not None))
     note(f"going on from {good.path} (step {state.step})")
     return True

@@ -16,13 +16,15 @@ from percepta.training.product import Product
 class Turn:
     """One player's move: the loss that its parameters follow. `logs` are the terms behind it, by name.
 
-    `backward`, where given, makes the gradient itself (a rollout that replays its steps); it is called with the loss's scale.
+    `backward`, where given, makes the gradient itself (a rollout that replays its steps); it is called with the loss's scale. `terms`,
+    where given, are the summands of `loss` with their graph, so that the share of each in the gradient can be told.
     """
 
     player: str
     loss: Tensor
     logs: Mapping[str, Tensor]
     backward: Callable[[float], None] | None = None
+    terms: Mapping[str, Tensor] | None = None
 
 
 @dataclass
@@ -72,4 +74,4 @@ class Method:
         losses = {term.name: term(est) for term in self.terms}
         total = sum(losses.values())
         assert isinstance(total, Tensor), "a method needs at least one term"
-        return Turn("model", total, {name: loss.detach() for name, loss in losses.items()})
+        return Turn("model", total, {name: loss.detach() for name, loss in losses.items()}, terms=losses)

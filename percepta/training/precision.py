@@ -54,6 +54,16 @@ def compile_network(network: nn.Module, device: torch.device, mode: str | None) 
     return True
 
 
+def walk_backward_again() -> None:
+    """Networks that are compiled from now on keep what the backward pass saved, so that it can be walked once per term.
+
+    By default a compiled backward pass gives its buffers away, and refuses to run twice. The numbers are the same; memory is a little more.
+    """
+    import torch._functorch.config
+
+    torch._functorch.config.donated_buffer = False  # pyright: ignore[reportPrivateImportUsage]
+
+
 def missing_compiler(device: torch.device) -> str | None:
     if device.type == "mps":
         return "torch.compile is not reliable on MPS"

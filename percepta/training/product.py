@@ -1,32 +1,53 @@
 """Product: what a trained model is good for: previews while it trains, and the folder that is exported."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
+import numpy as np
 import torch
+from jaxtyping import UInt8
 from torch import Tensor, nn
 
 from percepta.formulation import Denoiser
+from percepta.images import to_uint8
 from percepta.networks import Network
 from percepta.path import AbstractDiscretePath
-from percepta.rng import rng_for
+from percepta.rng import Rng, rng_for
 from percepta.samplers import Drawn, check_sampler, sample_images, usual_clip
 from percepta.training.settings import Settings
 
+JUDGED = 256  # images drawn together for an evaluation: their float form is given up before the next ones are drawn
 Check = Callable[..., None]  # called at safe places of a long job; raises to leave it
 
 
 @runtime_checkable
+class Readable(Protocol):
+    """Images by number, as evaluation holds a set: uint8 [h, w, 3]."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, indices: Sequence[int]) -> Sequence[np.ndarray]: ...
+
+
+@runtime_checkable
 class Product(Protocol):
+    judged_by: ClassVar[str]  # samples | reconstructions: what an evaluation compares with the data
+
     def check(self, settings: Settings) -> None:
         """Refuse, before the first step, what a preview could not do."""
         ...
 
     def preview(self, settings: Settings, device: torch.device, check: Check) -> tuple[Tensor, Mapping[str, Any]]:
         """Images in [-1, 1] and how they were made; the same at every call but for the weights."""
+        ...
+
+    def judged(
+        self, settings: Settings, device: torch.device, check: Check, real: Any
+    ) -> tuple[UInt8[np.ndarray, "n h w 3"], Mapping[str, Any]]:
+        """The images of an evaluation and how they were made; `real` is the other side, Readable where reconstructions are judged."""
         ...
 
     def export(self, out: Path, card: Mapping[str, Any]) -> None: ...
@@ -45,26 +66,49 @@ class Sampled:
     sampler: str
     vae: Any = None
     class_names: tuple[str, ...] | None = None
+    judged_by: ClassVar[str] = "samples"
 
     def check(self, settings: Settings) -> None:
         name = settings.sampler or self.sampler
-        if not settings.sample_every:
+        if not (settings.sample_every or settings.eval_every):
             return
         if settings.guidance != 1 and not getattr(self.denoiser.network, "num_classes", None):
             raise ValueError(f"--guidance {settings.guidance:g} needs a class-conditional model; this one has no classes")
-        check_sampler(self.denoiser, name, settings.sample_steps)
+        for steps in ([settings.sample_steps] if settings.sample_every else []) + (
+            [eval_steps(settings)] if settings.eval_every else []
+        ):
+            check_sampler(self.denoiser, name, steps)
 
     def preview(self, settings: Settings, device: torch.device, check: Check) -> tuple[Tensor, Mapping[str, Any]]:
-        rng = rng_for(settings.seed, 0, settings.sample_num, stream="sample", device=device)
+        how, rng = self._how(settings, settings.sample_steps), rng_for(settings.seed, 0, settings.sample_num, 0, "sample", device)
+        with lent(self.vae, device):
+            images = self._drawn(how, rng, check)
+        return images, {**asdict(how), "seed": settings.seed, "num": settings.sample_num, "weights": weights_of(settings)}
+
+    def judged(
+        self, settings: Settings, device: torch.device, check: Check, real: Any
+    ) -> tuple[UInt8[np.ndarray, "n h w 3"], Mapping[str, Any]]:
+        """--eval-num samples, the classes in turn, from a random stream that nothing else draws from; kept as bytes as they come."""
+        how, num = self._how(settings, eval_steps(settings)), settings.eval_num
+        parts = []
+        with lent(self.vae, device):
+            for first in range(0, num, JUDGED):
+                rng = rng_for(settings.seed, first, min(JUDGED, num - first), stream="eval", device=device)
+                parts.append(to_uint8(self._drawn(how, rng, check)))
+        return np.concatenate(parts), {
+            "by": "samples", **asdict(how), "seed": settings.seed, "stream": "eval", "num": num, "weights": weights_of(settings),
+        }  # fmt: skip
+
+    def _how(self, settings: Settings, steps: int) -> Drawn:
         name = settings.sampler or self.sampler
-        how = Drawn(name, settings.sample_steps, clip=usual_clip(name, self.vae is None), guidance=settings.guidance)
+        return Drawn(name, steps, clip=usual_clip(name, self.vae is None), guidance=settings.guidance)
+
+    def _drawn(self, how: Drawn, rng: Rng, check: Check) -> Tensor:
+        """The images of these places, the classes in turn."""
         network = self.denoiser.network
         assert isinstance(network, Network)
-        cond = torch.arange(settings.sample_num, device=device) % network.num_classes if network.num_classes else None
-        with lent(self.vae, device):
-            images = sample_images(self.denoiser, how, self.shape, rng, cond, self.vae, check)
-        weights = "ema" if settings.ema != "none" else "raw"
-        return images, {**asdict(how), "seed": settings.seed, "num": settings.sample_num, "weights": weights}
+        cond = torch.tensor(rng.ordinals, device=rng.device) % network.num_classes if network.num_classes else None
+        return sample_images(self.denoiser, how, self.shape, rng, cond, self.vae, check)
 
     def export(self, out: Path, card: Mapping[str, Any]) -> None:
         from percepta.interop import SamplerDefaults, export_pipeline
@@ -75,6 +119,14 @@ class Sampled:
 
     def next_command(self, run: Path) -> str:
         return f"percepta sample {run} --num 16 --out images.png"
+
+
+def eval_steps(settings: Settings) -> int:
+    return settings.eval_steps or settings.sample_steps
+
+
+def weights_of(settings: Settings) -> str:
+    return "ema" if settings.ema != "none" else "raw"
 
 
 @contextmanager

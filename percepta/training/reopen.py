@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from percepta.evaluation.contamination import trained_against
 from percepta.training import checkpoint as checkpoints
 from percepta.training.config import read_config
 from percepta.training.data import recorded_data
@@ -41,9 +42,10 @@ def export_run(
         average = reconstruct(run / "snapshots", ema_length, state.images)
         load_weights(method.model, {**method.model.state_dict(), **average}, str(run / "snapshots"))
         raw = True
+    about = card(recipe, settings, checkpoint.step, trained_against(run))
     if raw or state.ema is None:
-        method.product.export(out, card(recipe, settings, checkpoint.step))
+        method.product.export(out, about)
     else:
         with averaged(state):
-            method.product.export(out, card(recipe, settings, checkpoint.step))
+            method.product.export(out, about)
     return checkpoint.step

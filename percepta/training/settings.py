@@ -107,8 +107,26 @@ class Settings:
     """Steps between two checkpoints."""
     keep: int = 2
     """Newest checkpoints to keep (2 or more, so that one can always fail)."""
+    keep_best: str | None = None
+    """Keep the checkpoint where this metric was best as well: one of --eval-metrics, for example fid."""
+    shares_every: int | None = None
+    """Steps between two measurements of each term's share of the gradient; 0 for none. Default: 10 lines of the log, with two terms or more."""
     report_to: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = ()
     """Trackers besides metrics.jsonl."""
+
+    # -- evaluation while it trains
+    eval_every: int = 0
+    """Steps between two evaluations of the averaged weights, and one at the end; 0 for none."""
+    eval_metrics: str = "fid,kid"
+    """Metrics, with commas between (see `percepta evaluate --help`)."""
+    eval_num: int = 5000
+    """Images drawn for each evaluation; an autoencoder is judged by so many reconstructions."""
+    eval_space: str | None = None
+    """Spaces of the metrics that can move, with commas between. Default: Inception's, as far as its weights are here, else `domain`."""
+    eval_data: str | None = None
+    """What is compared with: a set as in --data, or an .npz of statistics. Default: the training data, cropped as in training."""
+    eval_steps: int | None = None
+    """Sampler steps of an evaluation. Default: --sample-steps."""
 
     # -- when numbers go wrong
     on_nonfinite: Literal["stop", "skip"] = "stop"
@@ -122,6 +140,12 @@ class Settings:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
         if self.micro_batch is not None and not 1 <= self.micro_batch <= self.batch:
             raise ValueError(f"--micro-batch must lie between 1 and --batch {self.batch}, got {self.micro_batch}")
+        for name in ("eval_num", "eval_steps"):
+            value = getattr(self, name)
+            if value is not None and value < (2 if name == "eval_num" else 1):
+                raise ValueError(f"--{name.replace('_', '-')} must be at least {2 if name == 'eval_num' else 1}, got {value}")
+        if self.keep_best is not None and not self.eval_every:
+            raise ValueError(f"--keep-best {self.keep_best} needs evaluations to choose by: add --eval-every")
         if self.keep < 2:
             raise ValueError(f"--keep must be at least 2, got {self.keep}: with one checkpoint a damaged file would lose the run")
         if not 0 <= self.ema_decay < 1:
@@ -132,6 +156,6 @@ class Settings:
             raise ValueError(f"--betas must lie in [0, 1), got {self.betas}")
         if not self.lr > 0:
             raise ValueError(f"--lr must be positive, got {self.lr}")
-        for name in ("workers", "warmup", "sample_every", "weight_decay"):
-            if getattr(self, name) < 0:
+        for name in ("workers", "warmup", "sample_every", "weight_decay", "eval_every", "shares_every"):
+            if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"--{name.replace('_', '-')} must not be negative, got {getattr(self, name)}")

@@ -6,7 +6,7 @@ gradient, and every number that is logged, is that of the whole batch.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 
 import torch
@@ -19,25 +19,32 @@ from percepta.training.method import Method, Turn
 from percepta.training.optim import clip_gradients, set_lr
 from percepta.training.precision import CUDA_GRAPHS, autocast
 from percepta.training.settings import Settings
+from percepta.training.shares import Shares
 from percepta.training.state import Player, State
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a step gave: terms and gradient norms by name, what was not finite, and whether any rank was asked to stop."""
+    """What a step gave: terms and gradient norms by name, what was not finite, and whether any rank was asked to stop.
+
+    `shares` are those of the terms in the gradient, in steps that measure them.
+    """
 
     losses: dict[str, float]
     norms: dict[str, float]
     bad: str | None = None
     stop: bool = False
+    shares: dict[str, float] = field(default_factory=dict)
 
 
 def take_step(
-    method: Method, state: State, settings: Settings, batch: Batch, rng: Rng, asked: Callable[[], bool] = lambda: False
-) -> Report:
+    method: Method, state: State, settings: Settings, batch: Batch, rng: Rng, asked: Callable[[], bool] = lambda: False,
+    shares: Shares | None = None,
+) -> Report:  # fmt: skip
     """Move every player once. A turn whose loss or gradient is not finite moves nothing, and ends the step.
 
     `asked` says whether this rank is to stop: it is called after the work of each turn, so that a signal in a step ends with it.
+    `shares`, given in some steps, takes the terms' gradients by the way.
     """
     if settings.compile in CUDA_GRAPHS and rng.device.type == "cuda":
         torch.compiler.cudagraph_mark_step_begin()
@@ -47,9 +54,9 @@ def take_step(
     norms: dict[str, float] = {}
     stop = False
     for number in count():
-        taken = _accumulate(makers, number, settings, state, rng.device)
+        taken = _accumulate(makers, number, settings, state, rng.device, shares)
         if taken is None:
-            return Report(losses, norms, None, stop)
+            return Report(losses, norms, None, stop, {} if shares is None else shares.values())
         player, logs = taken
         summed = distributed.summed(torch.stack([*logs.values(), torch.full((), float(asked()), device=rng.device)]))
         distributed.reduce_gradients(player.params)
@@ -77,8 +84,9 @@ def _parts(rows: int, most: int) -> list[slice]:
 
 
 def _accumulate(
-    makers: Sequence[tuple[Iterator[Turn], float]], number: int, settings: Settings, state: State, device: torch.device
-) -> tuple[Player, dict[str, Tensor]] | None:
+    makers: Sequence[tuple[Iterator[Turn], float]], number: int, settings: Settings, state: State, device: torch.device,
+    shares: Shares | None,
+) -> tuple[Player, dict[str, Tensor]] | None:  # fmt: skip
     """The next turn of every part, forward and backward one part after the other: one graph is alive at a time. None at the end.
 
     All parts take a turn before any takes the next: a turn sees what the turns before it moved. Dropout draws from torch's own
@@ -95,6 +103,8 @@ def _accumulate(
             assert player is None, "every part takes the same turns"
             continue
         player = state.players[turn.player]
+        if shares is not None and turn.terms is not None:
+            shares.add(turn.terms, share, player)
         _backward(turn, share, player)
         for name, value in turn.logs.items():
             logs[name] = logs.get(name, 0) + value.float() * share

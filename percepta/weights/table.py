@@ -18,7 +18,8 @@ ENV = "PERCEPTA_WEIGHTS"
 
 @dataclass(frozen=True)
 class Weights:
-    """One file. `sha256` may be the first digits only, where that is all its publisher gives (torchvision's file names)."""
+    """One file. `sha256` may be the first digits only, where that is all its publisher gives (torchvision's file names), and is empty where
+    the publisher gives none: whoever uses such a file records the hash it found."""
 
     name: str
     file: str
@@ -27,6 +28,7 @@ class Weights:
     licence: str
     purpose: str
     repo: str | None = None  # a Hugging Face repository that holds the file
+    repo_files: tuple[str, ...] = ()  # its names there, the preferred first, where they are not `file`
 
 
 _TORCHVISION = "https://download.pytorch.org/models/"
@@ -34,6 +36,18 @@ _TORCHVISION = "https://download.pytorch.org/models/"
 
 def _torchvision(name: str, file: str, purpose: str) -> Weights:
     return Weights(name, file, _TORCHVISION + file, file.rpartition("-")[2].removesuffix(".pth"), "BSD-3-Clause", purpose)
+
+
+def _clip(name: str, repo: str, purpose: str) -> Weights:
+    url = f"https://huggingface.co/{repo}/resolve/main/pytorch_model.bin"
+    return Weights(name, f"{name}.bin", url, "", "MIT", purpose, repo, ("model.safetensors", "pytorch_model.bin"))
+
+
+def _dinov2(letter: str, word: str, purpose: str) -> Weights:
+    stem = f"dinov2_vit{letter}14"
+    url = f"https://dl.fbaipublicfiles.com/dinov2/{stem}/{stem}_pretrain.pth"
+    repo = f"timm/vit_{word}_patch14_dinov2.lvd142m"
+    return Weights(stem, f"{stem}_pretrain.pth", url, "", "Apache-2.0", purpose, repo, ("model.safetensors",))
 
 
 TABLE: tuple[Weights, ...] = (
@@ -62,6 +76,22 @@ TABLE: tuple[Weights, ...] = (
         "FID Inception of 2015 up to Mixed_7a",
     ),
     Weights(
+        "fid_inception_full",
+        "weights-inception-2015-12-05-6726825d.pth",
+        "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth",
+        "6726825d",
+        "Apache-2.0",
+        "FID Inception of 2015, whole",
+    ),
+    Weights(
+        "fid_inception_full_pt",
+        "pt_inception-2015-12-05-6726825d.pth",
+        "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth",
+        "6726825d",
+        "Apache-2.0",
+        "FID Inception of 2015, whole, as pytorch-fid names it",
+    ),
+    Weights(
         "taef2_fp16",
         "taef2_fp16.safetensors",
         "https://github.com/madebyollin/taesd",
@@ -88,6 +118,19 @@ TABLE: tuple[Weights, ...] = (
     _torchvision("vgg16", "vgg16-397923af.pth", "trunk of LPIPS-VGG and of VGG features"),
     _torchvision("vgg19", "vgg19-dcbb9e9d.pth", "trunk of the multi-scale perceptual loss"),
     _torchvision("alexnet", "alexnet-owt-7be5be79.pth", "trunk of LPIPS-AlexNet"),
+    Weights(
+        "lpips_vgg_heads",
+        "lpips_vgg.pth",
+        "https://github.com/richzhang/PerceptualSimilarity/raw/master/lpips/weights/v0.1/vgg.pth",
+        "a78928a0af1e5f0fcb1f3b9e8f8c3a2a5a3de244d830ad5c1feddc79b8432868",
+        "BSD-2-Clause",
+        "calibrated heads of LPIPS v0.1 on VGG16",
+    ),
+    _clip("clip_vit_b_32", "openai/clip-vit-base-patch32", "CLIP ViT-B/32: CLIP-FD, clean-fid's clip_vit_b_32"),
+    _clip("clip_vit_l_14_336", "openai/clip-vit-large-patch14-336", "CLIP ViT-L/14 at 336 px: CMMD"),
+    _dinov2("s", "small", "DINOv2 ViT-S/14"),
+    _dinov2("b", "base", "DINOv2 ViT-B/14"),
+    _dinov2("l", "large", "DINOv2 ViT-L/14: FD-DINOv2"),
     _torchvision("resnet50", "resnet50-0676ba61.pth", "metric function of Cas-DM (V1 weights)"),
 )
 BY_NAME: dict[str, Weights] = {row.name: row for row in TABLE}
@@ -113,9 +156,10 @@ def _candidates(row: Weights) -> Iterator[Path]:
     if row.repo is not None:
         from huggingface_hub import try_to_load_from_cache
 
-        cached = try_to_load_from_cache(row.repo, row.file)
-        if isinstance(cached, str):
-            yield Path(cached)
+        for name in row.repo_files or (row.file,):
+            cached = try_to_load_from_cache(row.repo, name)
+            if isinstance(cached, str):
+                yield Path(cached)
 
 
 def find_weights(name: str) -> Path:
@@ -123,16 +167,21 @@ def find_weights(name: str) -> Path:
     row = known_weights(name)
     for path in _candidates(row):
         if path.is_file():
-            stat = path.stat()
-            found = _sha256(path, stat.st_size, stat.st_mtime_ns)
+            found = hash_of_file(path)
             if not found.startswith(row.sha256):
                 raise ValueError(
                     f"{path} is not the {row.purpose}: sha256 {found}, expected {row.sha256}; fetch it again from {row.url}"
                 )
             return path
     folder = weight_folders()[0]
-    raise ValueError(f"weights {name!r} ({row.purpose}) are missing: put {row.file} from {row.url} (sha256 {row.sha256}) into {folder}"
+    raise ValueError(f"weights {name!r} ({row.purpose}) are missing: put {row.file} from {row.url} (sha256 {row.sha256 or 'not published'}) into {folder}"
                      + ("" if os.environ.get(ENV) else f", or set {ENV} to the folder that holds it"))  # fmt: skip
+
+
+def hash_of_file(path: Path) -> str:
+    """The sha256 of a file, computed once as long as its size and time stay."""
+    stat = path.stat()
+    return _sha256(path, stat.st_size, stat.st_mtime_ns)
 
 
 def has_weights(name: str) -> bool:
@@ -142,6 +191,5 @@ def has_weights(name: str) -> bool:
 
 @cache
 def _sha256(path: Path, size: int, modified: int) -> str:
-    """The hash of a file, computed once as long as its size and time stay."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

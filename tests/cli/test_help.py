@@ -94,7 +94,7 @@ def help_of(command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytes
 
 
 def test_commands_and_recipes_are_found() -> None:
-    assert set(CLASSES) == {"recipes", "sample", "export", "convert", "cache latents", "doctor"}
+    assert set(CLASSES) == {"recipes", "sample", "evaluate", "report", "export", "convert", "cache latents", "doctor"}
     assert len(RECIPES) >= 4
 
 
@@ -190,6 +190,7 @@ def runs(tmp_path_factory) -> Path:
         ("doctor", {"packages", "devices", "weights"}),
         ("doctor --data shapes:length=9,size=8", {"ok", "num_images"}),
         ("sample {runs}/ddpm --num 2 --steps 1 --out {tmp}/grid.png", {"sampler", "steps", "seed", "weights"}),
+        ("report {runs}/ddpm --out {tmp}/report.html", {"out", "bytes", "runs", "notes"}),
         ("export {runs}/ddpm {tmp}/exported", {"out", "step"}),
         ("cache latents --data shapes:length=4 --size 8 --vae {runs}/ae --cache {tmp}", {"hit", "path", "encoded"}),
     ],

@@ -25,10 +25,10 @@ def fake(tmp_path, monkeypatch):
 
 
 def test_the_table_is_whole():
-    assert len(TABLE) == len(BY_NAME) == len({row.file for row in TABLE}) == 10
+    assert len(TABLE) == len(BY_NAME) == len({row.file for row in TABLE}) == 18
     for row in TABLE:
         assert row.url.startswith("https://")
-        assert len(row.sha256) in (8, 64)
+        assert len(row.sha256) in (0, 8, 64)  # 0: not published
         assert set(row.sha256) <= set("0123456789abcdef")
         assert row.licence
         assert row.purpose
@@ -83,3 +83,21 @@ def test_real_files_have_the_hashes_of_the_table():
     assert here
     assert [find_weights(name).parent for name in here] == [folder] * len(here)
     assert percepta.weights.has_weights(here[0])
+
+
+def test_hugging_faces_cache_is_looked_in_under_the_names_it_has_there(fake, monkeypatch):
+    """The preferred name first; a file without a published hash is taken, and its hash can be recorded."""
+    row, root, content = fake
+    cache = root / "hf"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    monkeypatch.setitem(BY_NAME, row.name, replace(row, sha256="", repo="a/b", repo_files=("new.safetensors", "old.bin")))
+    monkeypatch.setattr(
+        "huggingface_hub.try_to_load_from_cache", lambda repo, name: str(cache / name) if (cache / name).is_file() else None
+    )
+    with pytest.raises(ValueError, match="sha256 not published"):
+        find_weights(row.name)
+    cache.mkdir()
+    for name in ("old.bin", "new.safetensors"):
+        (cache / name).write_bytes(content)
+        assert find_weights(row.name) == cache / name
+    assert percepta.weights.hash_of_file(cache / "old.bin") == hashlib.sha256(content).hexdigest()

@@ -1,0 +1,85 @@
+"""percepta report: one HTML page of one or several runs."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from percepta.cli import fail
+from percepta.cli.parse import Usage, parse, to_stdout
+
+SURE = ("ddim", "euler", "heun", "rk4", "dpmpp")  # samplers that make one image of one noise
+
+
+@dataclass(frozen=True)
+class Report:
+    """Write what runs left as one HTML file: metrics, curves, sample grids, figures, and the commands to repeat them.
+
+    Example: percepta report runs/first runs/second --out report.html
+
+    The file needs no network, prints, and can be sent as it is. Runs that still train, or were stopped, are shown as far as they came.
+    """
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Run folders; several are laid side by side."""
+    out: Path = Path("report.html")
+    """The file to write."""
+    strips: int = 0
+    """First draw so many interpolation strips with each run's model: walks from one of its samples to the next."""
+    device: str = "auto"
+    """For --strips: auto, cpu, cuda or mps."""
+    json: bool = False
+    """Print one JSON object."""
+
+
+def run(args: Sequence[str]) -> int:
+    command = parse(Report, args, "percepta report")
+    if not command.runs:
+        raise Usage("percepta report: RUNS is missing: give one or several run folders (see percepta report --help)")
+    if command.strips < 0:
+        raise Usage(f"percepta report: --strips must be at least 0, got {command.strips}")
+    from percepta.reports.page import check_out, write_report
+    from percepta.reports.run import read_runs
+
+    check_out(command.out)
+    if command.strips:
+        from percepta.training.signals import Interrupted, stop_on_signals
+
+        runs = read_runs(command.runs)
+        with stop_on_signals() as flag:
+            try:
+                for one in runs:
+                    draw_strips(one.root, one.settings, command.strips, command.device, flag.check)
+            except Interrupted:
+                return fail("stopped before the report was written; run the same command again", 3)
+    report = write_report(command.runs, command.out)
+    for note in report.notes:
+        fail(note)
+    found = {"out": str(report.out), "bytes": report.size, "runs": list(report.runs), "notes": list(report.notes)}
+    to_stdout(json.dumps(found) if command.json else f"{report.out}: {', '.join(report.runs)} ({report.size / 1e6:.1f} MB)")
+    return 0
+
+
+def draw_strips(root: Path, settings, count: int, device: str, check) -> Path:
+    """figures/strips.png of a run: walk k goes from sample 2 k to sample 2 k + 1 of its seed (MMD-DDM, equation 8)."""
+    from percepta.images import to_uint8
+    from percepta.reports.figures import Words, strip
+    from percepta.sampling import Drawing, Job
+
+    sampler, steps, guidance = settings.get("sampler"), settings.get("sample_steps") or 50, settings.get("guidance") or 1.0
+    job = Job(
+        source=root, num=2 * count, steps=steps, sampler=sampler if sampler in SURE else None, guidance=guidance,
+        seed=settings.get("seed") or 0, device=device,
+    )  # fmt: skip
+    drawing = Drawing(job, check)
+    rows = [list(to_uint8(drawing.walk(2 * k, 2 * k + 1))) for k in range(count)]
+    how = f"{drawing.how.sampler}, {steps} steps, seed {job.seed}"
+    words = Words(
+        title="Interpolation strips",
+        caption=f"From one sample on the left to another on the right: noises on the great circle between theirs (slerp). {how}."
+        + (" Each row keeps the class of its first image." if drawing.labels is not None else ""),
+        alt=f"{count} rows of {len(rows[0])} images; in each row the first image changes step by step into the last",
+    )
+    return strip(root / "figures", "strips", rows, words)

@@ -1,0 +1,141 @@
+"""Lines of a run as charts: what is drawn in which chart, thinned so that a long run stays a small page.
+
+A chart is a plain record that the page's own script draws: {"id", "title", "about", "unit", "log", "lines": [...]}; a line has x (steps),
+y, and where it was thinned lo and hi, the least and greatest value of each stretch: no spike is lost. A gap (NaN, infinity) is None.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from percepta.reports.numbers import differences, direction, spoken
+from percepta.reports.run import Judged, Run, number
+
+POINTS = 400  # at most so many points a line, in a page of few runs
+ALL_POINTS = 60_000  # and so many in all charts of a page
+TERMS = 5  # colours of terms begin there, so that they are not taken for runs
+NOT_TERMS = {"step", "images", "lr", "bad_steps"}
+
+Chart = dict[str, Any]
+
+
+def thin(x: Sequence[int], y: Sequence[float | None], most: int) -> dict[str, list[Any]]:
+    """At most `most` points: the mean of each stretch between its least and greatest value."""
+    if len(x) <= most:
+        return {"x": list(x), "y": [rounded(v) for v in y]}
+    out: dict[str, list[Any]] = {"x": [], "y": [], "lo": [], "hi": []}
+    for k in range(most):
+        part = slice(k * len(x) // most, (k + 1) * len(x) // most)
+        known = [v for v in y[part] if v is not None]
+        out["x"].append(x[part][-1])
+        out["y"].append(rounded(sum(known) / len(known)) if known else None)
+        out["lo"].append(rounded(min(known)) if known else None)
+        out["hi"].append(rounded(max(known)) if known else None)
+    return out
+
+
+def rounded(value: float | None) -> float | None:
+    """Five figures: more than a screen shows."""
+    return None if value is None else float(f"{value:.5g}")
+
+
+def line(run: int, name: str, records: Sequence[Mapping[str, Any]], key: str, most: int) -> dict[str, Any] | None:
+    """One key of the records as a line; None where no record has a finite value of it."""
+    there = [(r["step"], number(r[key]), r[key]) for r in records if key in r and isinstance(r["step"], int)]
+    known = [(step, value) for step, value, _ in there if value is not None]
+    if not known:
+        return None
+    least = min(known, key=lambda p: p[1])
+    return {
+        "run": run, "name": name, "gaps": len(there) - len(known), **thin([p[0] for p in there], [p[1] for p in there], most),
+        "first": rounded(known[0][1]), "last": rounded(known[-1][1]), "least": rounded(least[1]), "least_at": least[0],
+    }  # fmt: skip
+
+
+def keys_of(runs: Sequence[Run], wanted: Callable[[str], bool]) -> list[str]:
+    """Keys of all metric lines that `wanted` takes, in order of their first appearance."""
+    return list(dict.fromkeys(key for run in runs for record in run.metrics for key in record if wanted(key)))
+
+
+def training_charts(runs: Sequence[Run]) -> dict[str, list[Chart]]:
+    """The charts of training by group: terms, shares, optimizer, machine."""
+    terms = keys_of(runs, lambda k: k not in NOT_TERMS and not k.startswith(("grad_norm/", "share/")))
+    norms = keys_of(runs, lambda k: k.startswith("grad_norm/"))
+    shares = keys_of(runs, lambda k: k.startswith("share/"))
+    lines = max(1, sum(len(run.metrics[-1]) if run.metrics else 1 for run in runs) + 2 * len(runs))
+    most = max(40, min(POINTS, ALL_POINTS // (3 * lines)))
+    groups = {
+        "terms": [_chart(runs, k, k, "mean since the line before", "", most) for k in terms],
+        "shares": [_share_chart(run, shares, most) for run in runs] if shares else [],
+        "optimizer": [
+            *(_chart(runs, k, f"Gradient norm: {k.removeprefix('grad_norm/')}", "before clipping", "", most) for k in norms),
+            _chart(runs, "lr", "Learning rate", "", "", most),
+            _chart(runs, "bad_steps", "Steps without a finite loss", "skipped so far", "", most),
+        ],
+        "machine": [
+            _chart(runs, "images_per_s", "Throughput", "training only", "images/s", most, timing=True),
+            _chart(runs, "memory_mib", "Memory", "at its highest", "MiB", most, timing=True),
+        ],
+    }
+    return {group: [chart for chart in charts if chart and chart["lines"]] for group, charts in groups.items()}
+
+
+def _chart(runs: Sequence[Run], key: str, title: str, about: str, unit: str, most: int, timing: bool = False) -> Chart:
+    drawn = [line(k, run.name, run.timing if timing else run.metrics, key, most) for k, run in enumerate(runs)]
+    return {"id": key, "title": title, "about": about, "unit": unit, "lines": [one for one in drawn if one]}
+
+
+def _share_chart(run: Run, shares: Sequence[str], most: int) -> Chart:
+    """One run's terms together: their shares add up to the whole gradient."""
+    drawn = [line(k + TERMS, key.removeprefix("share/"), run.metrics, key, most) for k, key in enumerate(shares)]
+    return {
+        "id": f"share/{run.name}", "title": f"Share of the gradient: {run.name}", "about": "of each term, at the steps where it was measured",
+        "unit": "share", "lines": [one for one in drawn if one],
+    }  # fmt: skip
+
+
+def evaluation_charts(runs: Sequence[Run]) -> tuple[list[Chart], list[str]]:
+    """A chart per metric over steps, where some run was evaluated at two or more (lo and hi are value -+ spread), and what to know of them."""
+    dated, notes = [], []
+    for run in runs:
+        alike, others = comparable(run)
+        dated.append(alike)
+        if others:
+            notes.append(f"{run.name}: {', '.join(others)} measured in another way, and not in these curves")
+    decisive, _ = differences([alike[-1].protocol for alike in dated if alike])
+    if decisive:
+        notes.append(f"the runs were measured in different ways, so that their curves cannot be compared: {'; '.join(decisive)}")
+    charts = []
+    for name in dict.fromkeys(name for alike in dated for judged in alike for name in judged.metrics):
+        drawn = [one for k, run in enumerate(runs) if (one := _judged_line(k, run.name, dated[k], name))]
+        if any(len(one["x"]) > 1 for one in drawn):
+            better = f"{direction(name)} is better" if direction(name) else ""
+            charts.append({"id": f"evaluation/{name}", "title": spoken(name), "about": better, "unit": "", "lines": drawn})
+    return charts, notes
+
+
+def comparable(run: Run) -> tuple[list[Judged], list[str]]:
+    """Evaluations whose step is known, by step, as far as they were made like those of the training; and the names of the others."""
+    dated = [j for j in (*run.judged, *run.during) if j.step is not None]
+    if not dated:
+        return [], []
+    pattern = (run.during or dated)[-1].protocol
+    alike = [j for j in dated if not differences([pattern, j.protocol])[0]]
+    others = dict.fromkeys(j.label for j in dated if j not in alike)
+    return [j for _, j in sorted({j.step: j for j in alike}.items())], list(others)
+
+
+def _judged_line(place: int, run: str, dated: Sequence[Judged], name: str) -> dict[str, Any] | None:
+    points = [(j.step, number(j.metrics[name].get("value")), j.metrics[name]) for j in dated if name in j.metrics]
+    known = [(step, value) for step, value, _ in points if value is not None]
+    if not known:
+        return None
+    spread = [number(p[2].get("std")) for p in points]
+    out: dict[str, Any] = {"run": place, "name": run, "gaps": len(points) - len(known), "x": [p[0] for p in points]}
+    out["y"] = [rounded(p[1]) for p in points]
+    if any(s is not None for s in spread):
+        for side, sign in (("lo", -1), ("hi", 1)):
+            out[side] = [None if v is None else rounded(v + sign * (s or 0)) for (_, v, _), s in zip(points, spread, strict=True)]
+    out["marked"] = [bool(p[2].get("contaminated")) for p in points]
+    least = min(known, key=lambda p: p[1])
+    out |= {"first": rounded(known[0][1]), "last": rounded(known[-1][1]), "least": rounded(least[1]), "least_at": least[0]}
+    return out

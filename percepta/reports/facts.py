@@ -1,0 +1,135 @@
+"""What a run was, in words and in the commands that repeat it: read from config.json and the lines that the run left."""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from percepta.reports.run import Run, number
+
+SHELL_HOME = "runs/again"
+
+
+def facts(run: Run) -> list[tuple[str, str]]:
+    """(what, value) pairs of the summary; what is not known is not there."""
+    settings, resolved = run.settings, run.resolved
+    images, shape, count = resolved.get("images"), resolved.get("shape"), resolved.get("parameters")
+    seen = run.metrics[-1].get("images") if run.metrics else 0
+    pairs = [
+        ("Method", run.recipe),
+        ("Data", _data(settings, images, shape)),
+        ("Network", str(settings.get("network") or settings.get("init") or "")),
+        ("Parameters", short(count)),
+        ("Steps", f"{run.step:,} of {settings['steps']:,}" if isinstance(settings.get("steps"), int) else f"{run.step:,}"),
+        ("Images seen", _count(seen)),
+        ("Time training", duration(run.seconds) if run.seconds else ""),
+        ("Batch", _count(settings.get("batch"))),
+        ("Learning rate", f"{lr:g}" if (lr := number(settings.get("lr"))) is not None else ""),
+        ("Seed", str(settings["seed"]) if "seed" in settings else ""),
+        ("Averaged weights", str(settings.get("ema") or "")),
+        ("Last written", f"{run.written:%Y-%m-%d %H:%M} UTC" if run.written else ""),
+        ("Percepta", str(resolved.get("percepta") or "")),
+        ("torch", str(resolved.get("torch") or "")),
+    ]
+    return [(name, value) for name, value in pairs if value]
+
+
+def fact_table(runs: Sequence[Run]) -> tuple[list[tuple[str, list[str]]], list[tuple[str, str]]]:
+    """(facts in which the runs differ, with a value per run; facts that are the same in all)."""
+    tables = [dict(facts(run)) for run in runs]
+    differ, same = [], []
+    for name in dict.fromkeys(name for table in tables for name in table):
+        values = [table.get(name, "") for table in tables]
+        if len(set(values)) > 1:
+            differ.append((name, values))
+        else:
+            same.append((name, values[0]))
+    return differ, same
+
+
+def lede(run: Run) -> str:
+    """One sentence: what was trained on what, how far."""
+    data = run.settings.get("data", "unnamed data")
+    count = short(run.resolved.get("parameters"))
+    model = f"a {run.recipe} model of {count} parameters" if count else f"a {run.recipe} model"
+    return f"{model[0].upper()}{model[1:]}, trained on {data}. {state(run)}"
+
+
+def state(run: Run) -> str:
+    """How far it came."""
+    asked = run.settings.get("steps")
+    if run.finished:
+        return f"It finished all {run.step:,} steps."
+    if not run.metrics:
+        return "No step was logged: it was just started, or stopped before the first line of metrics."
+    of = f" of {asked:,}" if isinstance(asked, int) else ""
+    return f"It stands at step {run.step:,}{of}: it is still training, or was stopped."
+
+
+def commands(run: Run) -> list[tuple[str, str]]:
+    """(what it does, command)."""
+    config = shlex.quote(str(shown_path(run.root) / "config.json"))
+    out = [("Train it again, with all its settings", f"percepta train {run.recipe} --config {config} --out {SHELL_HOME}")]
+    if not run.finished:
+        out.append(
+            ("Go on where it stopped", f"percepta train {run.recipe} --out {shlex.quote(str(shown_path(run.root)))} --resume")
+        )
+    out.append(("The same without the file: every flag", spelt_out(run)))
+    return out
+
+
+def spelt_out(run: Run) -> str:
+    """The run's command with every flag that has a value."""
+    words = ["percepta", "train", run.recipe]
+    knobs = run.config.get("knobs")
+    for name, value in {**(knobs if isinstance(knobs, Mapping) else {}), **run.settings}.items():
+        flag = f"--{name.replace('_', '-')}"
+        if name == "resume" or value is None or value == []:
+            continue
+        if name == "out":
+            words += [flag, SHELL_HOME]
+        elif isinstance(value, bool):
+            words.append(flag if value else f"--no-{flag.removeprefix('--')}")
+        else:
+            words += [flag, *(map(str, value) if isinstance(value, list) else [str(value)])]
+    return " ".join(map(shlex.quote, words))
+
+
+def shown_path(root: Path) -> Path:
+    """A run's path as a user in this folder would type it."""
+    return root.relative_to(Path.cwd()) if root.is_relative_to(Path.cwd()) else root
+
+
+def short(count: Any) -> str:
+    """1.06 M."""
+    known = number(count)
+    if known is None:
+        return ""
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if known >= size:
+            return f"{known / size:.3g} {unit}"
+    return f"{known:.0f}"
+
+
+def duration(seconds: float) -> str:
+    """About so long, two units."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 120:
+        return f"{minutes} min"
+    hours = minutes // 60
+    return f"{hours} h {minutes % 60} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
+
+
+def _count(value: Any) -> str:
+    known = number(value)
+    return "" if known is None else f"{known:,.0f}"
+
+
+def _data(settings: Mapping[str, Any], images: Any, shape: Any) -> str:
+    text = str(settings.get("data") or "")
+    parts = [f"{images:,} images"] if isinstance(images, int) else []
+    if isinstance(shape, list) and shape:
+        parts.append(" × ".join(map(str, shape)))
+    return f"{text} ({', '.join(parts)})" if text and parts else text

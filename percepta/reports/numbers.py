@@ -1,0 +1,141 @@
+"""The metric table: the latest evaluation of each run side by side, with what makes numbers incomparable said beside them."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from percepta.reports.run import Judged, Run, number
+
+HIGHER = ("is", "precision", "recall", "density", "coverage", "lpips-diversity")
+LOWER = ("fid", "sfid", "kid", "cmmd", "clip-fd", "fd-dinov2")
+NAMES = {
+    "fid": "FID", "sfid": "sFID", "is": "Inception Score", "kid": "KID", "precision": "Precision", "recall": "Recall",
+    "density": "Density", "coverage": "Coverage", "clip-fd": "CLIP-FD", "fd-dinov2": "FD-DINOv2", "cmmd": "CMMD",
+    "lpips-diversity": "LPIPS diversity",
+}  # fmt: skip
+# a protocol says much that does not make numbers incomparable: which folder, which versions; these parts do
+DECISIVE = ("reference.fingerprint", "generated.count", "generated.transform", "reference.transform", "dialect.", "extractors.")
+DRAWN = "generated.drawn."
+NOT_DRAWN = ("source", "weights", "num", "seed", "percepta")
+
+
+def direction(metric: str) -> str:
+    """lower, higher, or nothing where it is not known which is better. `kid@SPACE` is as good as `kid`."""
+    name = metric.split("@")[0]
+    return "higher" if name in HIGHER else "lower" if name in LOWER else ""
+
+
+def spoken(metric: str) -> str:
+    """A metric's name for readers: `kid@dinov2` is KID in dinov2."""
+    base, _, space = metric.partition("@")
+    return NAMES.get(base, base) + (f" in {space}" if space else "")
+
+
+def shown(value: Any, digits: int = 4) -> str:
+    """A number as a table shows it: four figures, a spread two."""
+    known = number(value)
+    if known is None:
+        return "not finite" if isinstance(value, float) else "none"
+    size = abs(known)
+    if size >= 10**digits:
+        return f"{known:,.0f}"
+    if size and size < 1e-5:
+        return f"{known:.{digits - 1}e}"
+    return f"{known:#.{digits}g}".removesuffix(".") if size else "0"
+
+
+def flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested mappings as dotted names."""
+    if isinstance(value, Mapping) and value:
+        for key, inner in value.items():
+            yield from flat(inner, f"{prefix}{key}.")
+    else:
+        yield prefix.removesuffix("."), json.dumps(value, sort_keys=True) if isinstance(value, list | Mapping) else value
+
+
+def differences(protocols: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[str]]:
+    """(what makes the numbers incomparable, what else differs in how the images were drawn), a sentence part each."""
+    tables = [dict(flat(p)) for p in protocols]
+    decisive, drawn = [], []
+    for key in dict.fromkeys(k for table in tables for k in table):
+        values = list(dict.fromkeys(str(table.get(key, "not said")) for table in tables))
+        if len(values) < 2:
+            continue
+        text = f"{key} ({' or '.join(v if len(v) <= 24 else v[:12] + '…' for v in values)})"
+        if key.startswith(DECISIVE):
+            decisive.append(text)
+        elif key.startswith(DRAWN) and key.removeprefix(DRAWN) not in NOT_DRAWN:
+            drawn.append(text)
+    return decisive, drawn
+
+
+def metric_table(runs: Sequence[Run]) -> dict[str, Any]:
+    """Rows by metric, a cell per run that was evaluated; marks for the best and for those trained against."""
+    columns: list[tuple[Run, Judged]] = [(run, run.latest) for run in runs if run.latest is not None]
+    decisive, drawn = differences([judged.protocol for _, judged in columns]) if len(columns) > 1 else ([], [])
+    names = list(dict.fromkeys(name for _, judged in columns for name in judged.metrics))
+    notes: list[str] = []
+    rows = []
+    for name in names:
+        cells = [_cell(judged.metrics.get(name), notes) for _, judged in columns]
+        if not decisive:
+            _mark_best(name, cells)
+        base, _, space = name.partition("@")
+        spaces = {cell["space"] for cell in cells if cell and cell["space"]}
+        rows.append(
+            {
+                "name": NAMES.get(base, base),
+                "space": space or ", ".join(sorted(spaces)),
+                "better": direction(name),
+                "cells": cells,
+            }
+        )
+    return {
+        "columns": [_column(run, judged) for run, judged in columns],
+        "warnings": _warnings(columns),
+        "rows": rows,
+        "notes": notes,
+        "contaminated": any(cell and cell["contaminated"] for row in rows for cell in row["cells"]),
+        "best": any(cell and cell["best"] for row in rows for cell in row["cells"]),
+        "decisive": decisive,
+        "drawn": drawn,
+    }
+
+
+def _column(run: Run, judged: Judged) -> dict[str, Any]:
+    return {
+        "run": run.name, "label": judged.label, "step": judged.step, "protocol": [(key, "none" if value is None else value) for key, value in flat(judged.protocol)],
+    }  # fmt: skip
+
+
+def _warnings(columns: Sequence[tuple[Run, Judged]]) -> list[dict[str, Any]]:
+    """Each warning once, with the runs that it is about."""
+    about: dict[str, list[str]] = {}
+    for run, judged in columns:
+        missing = [f"{name}: {why}" for name, why in judged.missing.items() if why not in judged.warnings]
+        for text in dict.fromkeys([*judged.warnings, *missing]):
+            about.setdefault(text, []).append(run.name)
+    return [{"text": text, "runs": [] if len(names) == len(columns) else names} for text, names in about.items()]
+
+
+def _cell(value: Mapping[str, Any] | None, notes: list[str]) -> dict[str, Any] | None:
+    if value is None:
+        return None
+    note = str(value.get("note") or "")
+    if note and note not in notes:
+        notes.append(note)
+    return {
+        "value": shown(value.get("value")), "std": shown(value["std"], 2) if number(value.get("std")) is not None else "",
+        "number": number(value.get("value")), "space": str(value.get("space") or ""), "contaminated": bool(value.get("contaminated")),
+        "note": notes.index(note) + 1 if note else 0, "best": False,
+    }  # fmt: skip
+
+
+def _mark_best(name: str, cells: Sequence[dict[str, Any] | None]) -> None:
+    """The best of the honest values; a value in a space that was trained against is never the best of several runs."""
+    honest = [c for c in cells if c and c["number"] is not None and not c["contaminated"]]
+    if len({c["number"] for c in honest}) < 2 or not direction(name) or len({c["space"] for c in honest}) > 1:
+        return
+    best = (max if direction(name) == "higher" else min)(c["number"] for c in honest)
+    for cell in honest:
+        cell["best"] = cell["number"] == best

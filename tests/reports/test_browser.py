@@ -1,0 +1,183 @@
+"""The page in a real browser, from file://: it opens without a word on the console, fetches nothing, and its controls work."""
+
+import shutil
+from collections.abc import Iterator
+
+import pytest
+
+from percepta.reports import write_report
+
+CHROMIUM = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
+playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright (pip install playwright) to drive a browser")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium or chrome on the PATH")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator:
+    with playwright.sync_playwright() as driver:
+        started = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def page(browser, make_run, tmp_path, request) -> Iterator:
+    """Two runs whose grids have two colours, at the width asked for; said and fetched are checked after the test."""
+    width, theme = getattr(request, "param", (1440, "light"))
+    evaluated = {"fid": {"value": 1.5, "space": "clip", "contaminated": True}, "kid": {"value": 0.1, "std": 0.01}}
+    runs = [
+        make_run("a", steps=80, colour="red", evaluated=evaluated),
+        make_run("b", steps=80, colour="blue", evaluated={"fid": 3.0}),
+    ]
+    out = write_report(runs, tmp_path / "report.html").out
+    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=theme, has_touch=width < 500)
+    opened = context.new_page()
+    said, fetched = [], []
+    opened.on("console", lambda message: said.append(message.text))
+    opened.on("pageerror", lambda error: said.append(str(error)))
+    opened.on("request", lambda wanted: fetched.append(wanted.url))
+    opened.goto(out.as_uri())
+    yield opened
+    assert said == []
+    assert [url for url in fetched if not url.startswith("data:")] == [out.as_uri()]
+    context.close()
+
+
+def colour(page, share: float) -> str:
+    """red or blue: what the picture in the comparison shows at a share of its width, at a third of its height."""
+    import io
+
+    from PIL import Image
+
+    shot = Image.open(io.BytesIO(page.locator("#stage").screenshot())).convert("RGB")
+    left = int(shot.width * share)
+    part = shot.crop((left - 4, shot.height // 4, left + 4, shot.height // 3)).resize((1, 1), Image.Resampling.BOX)
+    red, _, blue = part.getpixel((0, 0))
+    return "red" if red > blue else "blue"
+
+
+SIZES = [(390, "light"), (390, "dark"), (1440, "light"), (1440, "dark")]
+
+
+@pytest.mark.parametrize("page", SIZES, indirect=True, ids=str)
+def test_it_opens_and_fits_the_screen(page) -> None:
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert page.locator(".plot svg path.line").count() >= 6
+    boxes = [plot.bounding_box() for plot in page.locator(".plot").all()]
+    width = page.viewport_size["width"]
+    assert all(box["width"] >= 240 and box["x"] + box["width"] <= width for box in boxes)
+    sizes = page.evaluate(
+        "[...document.querySelectorAll('p, td, dd, li, text')].map(e => parseFloat(getComputedStyle(e).fontSize))"
+    )
+    assert min(sizes) >= 12
+    page.evaluate("document.querySelectorAll('img[src]').forEach(i => { if (!i.complete || !i.naturalWidth) throw Error(i.alt); })")
+
+
+def test_the_comparison_follows_the_slider(page) -> None:
+    assert (colour(page, 0.3), colour(page, 0.7)) == ("red", "blue")
+    page.locator("#wipe").fill("90")
+    assert (colour(page, 0.3), colour(page, 0.7)) == ("red", "red")
+    page.locator("#wipe").focus()
+    page.keyboard.press("Home")
+    assert (colour(page, 0.3), colour(page, 0.7)) == ("blue", "blue")
+    page.keyboard.press("ArrowRight")
+    assert page.locator("#wipe").input_value() == "1"
+
+
+def test_the_comparison_can_be_dragged(page) -> None:
+    page.locator("#stage").scroll_into_view_if_needed()
+    box = page.locator("#stage").bounding_box()
+    page.mouse.move(box["x"] + box["width"] * 0.5, box["y"] + 50)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] * 0.8, box["y"] + 60, steps=4)
+    page.mouse.up()
+    assert abs(int(page.locator("#wipe").input_value()) - 80) <= 1
+    assert colour(page, 0.7) == "red"
+    page.mouse.move(box["x"] + box["width"] * 0.2, box["y"] + 60)
+    assert abs(int(page.locator("#wipe").input_value()) - 80) <= 1, "a mouse that holds nothing moves nothing"
+
+
+@pytest.mark.parametrize("page", [(390, "light")], indirect=True, ids=str)
+def test_the_comparison_answers_a_finger(page) -> None:
+    page.locator("#stage").scroll_into_view_if_needed()
+    box = page.locator("#stage").bounding_box()
+    page.touchscreen.tap(box["x"] + box["width"] * 0.25, box["y"] + 40)
+    assert abs(int(page.locator("#wipe").input_value()) - 25) <= 1
+
+
+def test_the_steps_can_be_scrubbed(page) -> None:
+    shown = "[...document.querySelectorAll('[data-grids] img:not([hidden])')].map(i => i.dataset.step)"
+    assert page.evaluate(shown) == ["40", "40"]
+    page.locator("#scrub").focus()
+    page.keyboard.press("ArrowLeft")
+    assert page.evaluate(shown) == ["20", "20"]
+    assert page.locator("#scrubbed").inner_text() == "20" and page.locator("#scrub").get_attribute("aria-valuetext") == "step 20"
+
+
+def test_other_seeds_are_said(browser, make_run, tmp_path) -> None:
+    out = write_report([make_run("a", seed=0), make_run("b", seed=1)], tmp_path / "r.html").out
+    page = browser.new_page()
+    page.goto(out.as_uri())
+    assert page.locator("#unlike").inner_text() == "Places do not match, these were drawn from other seeds: seed 0 and 1."
+    page.locator("#right").select_option(label="a, step 20")
+    assert page.locator("#unlike").is_hidden()
+    page.close()
+
+
+def test_curves_answer_their_controls(page) -> None:
+    path = "document.querySelector('.chart[data-smooth] .s0 path.line:not(.raw)').getAttribute('d')"
+    seen = [page.evaluate(path)]
+    page.locator("#log").check()
+    seen.append(page.evaluate(path))
+    page.locator("#smooth").fill("0")
+    seen.append(page.evaluate(path))
+    assert len(set(seen)) == 3
+    count = page.locator(".chart[data-smooth] path.line").count()
+    page.locator(".legend button").first.click()
+    assert page.locator(".legend button").first.get_attribute("aria-pressed") == "false"
+    assert page.locator(".chart[data-smooth] path.line").count() < count
+    page.locator("#axis").select_option("images")
+    assert "1000" in page.locator(".chart[data-smooth] svg").first.text_content()
+
+
+def test_values_are_read_with_pointer_and_keys(page) -> None:
+    plot = page.locator(".plot").first
+    plot.scroll_into_view_if_needed()
+    box = plot.bounding_box()
+    page.mouse.move(box["x"] + box["width"] - 12, box["y"] + 60)
+    assert plot.locator(".tip").inner_text().split("\n")[0].startswith("step 80")
+    plot.focus()
+    page.keyboard.press("Home")
+    assert page.locator("#told").text_content() == "step 2. a: 0.5. b: 0.5"
+    page.keyboard.press("ArrowRight")
+    assert page.locator("#told").text_content().startswith("step 4. ")
+    page.keyboard.press("Escape")
+    assert plot.locator(".tip").is_hidden()
+
+
+def test_the_theme_can_be_chosen(page) -> None:
+    ground = "getComputedStyle(document.body).backgroundColor"
+    seen = [page.evaluate(ground)]
+    for _ in range(3):
+        page.locator("#theme").click()
+        seen.append(page.evaluate(ground))
+    assert seen[0] == seen[1] == seen[3] != seen[2]
+
+
+def test_it_prints(page) -> None:
+    page.emulate_media(media="print")
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert page.locator("nav").is_hidden() and page.locator("#compare").is_hidden()
+    assert page.locator("details[open]").count() == page.locator("details").count() > 3
+    assert page.pdf(format="A4").startswith(b"%PDF")
+
+
+def test_numbers_and_pictures_need_no_script(browser, make_run, tmp_path) -> None:
+    out = write_report([make_run(evaluated={"fid": 2.5})], tmp_path / "r.html").out
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto(out.as_uri())
+    text = page.locator("body").inner_text()
+    assert "2.500" in text and "need JavaScript" in text and "0.5 → 0.025" in text
+    assert page.locator(".grid img").last.is_visible()
+    context.close()

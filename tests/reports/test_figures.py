@@ -1,0 +1,65 @@
+"""Figures: the pixels that were given are in the picture, the words beside it, and what does not fit is refused."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from percepta.reports import Words, distribution_plot, heat_map, neighbour_panel, strip
+
+WORDS = Words("A title", "A caption", "What is seen")
+
+
+def pixels(path) -> np.ndarray:
+    return np.asarray(Image.open(path).convert("RGB"))
+
+
+def test_a_strip_holds_every_image_in_its_place(tmp_path) -> None:
+    images = np.arange(2 * 3, dtype=np.uint8).reshape(2, 3, 1, 1, 1) * 40 + np.zeros((32, 32, 3), np.uint8)
+    path = strip(tmp_path / "figures", "walk", [list(row) for row in images], WORDS)
+    out = pixels(path)
+    assert out.shape == (2 * 68 - 4, 3 * 68 - 4, 3), "32 pixels are shown as 64, with a gap of 4"
+    for i in range(2):
+        for j in range(3):
+            assert (out[i * 68 : i * 68 + 64, j * 68 : j * 68 + 64] == 40 * (3 * i + j)).all()
+    assert json.loads(path.with_suffix(".json").read_text()) == {"title": "A title", "caption": "A caption", "alt": "What is seen"}
+    assert sorted(p.name for p in path.parent.iterdir()) == ["walk.json", "walk.png"]
+
+
+def test_neighbours_are_shown_in_their_colours(tmp_path) -> None:
+    colours = [np.full((8, 8, 3), c, np.uint8) for c in ((200, 0, 0), (0, 200, 0), (0, 0, 200))]
+    path = neighbour_panel(tmp_path, "near", colours[:1], [colours[1:]], np.array([[0.5, 1.5]]), WORDS)
+    seen = {tuple(c) for c in pixels(path).reshape(-1, 3)[::7].tolist()}
+    assert {(200, 0, 0), (0, 200, 0), (0, 0, 200)} <= seen
+    with pytest.raises(ValueError, match="do not fit"):
+        neighbour_panel(tmp_path, "near", colours[:1], [colours[1:]], np.zeros((1, 3)), WORDS)
+
+
+def test_a_heat_map_and_a_distribution(tmp_path) -> None:
+    a = pixels(heat_map(tmp_path, "map", np.eye(3), WORDS, rows=["a", "b", "c"], columns=["x", "y", "z"]))
+    b = pixels(heat_map(tmp_path, "map", 1 - np.eye(3), WORDS, rows=["a", "b", "c"], columns=["x", "y", "z"]))
+    assert a.shape == b.shape and (a != b).any()
+    rng = np.random.default_rng(0)
+    path = distribution_plot(
+        tmp_path, "d", {"samples": rng.normal(size=50).tolist(), "held out": rng.normal(size=9).tolist()}, WORDS
+    )
+    assert pixels(path).std() > 5
+
+
+@pytest.mark.parametrize(
+    ("draw", "said"),
+    [
+        (lambda f: strip(f, "../out", [[np.zeros((4, 4, 3), np.uint8)]], WORDS), "file name"),
+        (lambda f: strip(f, "x", [[np.zeros((4, 4, 3), np.uint8), np.zeros((5, 4, 3), np.uint8)]], WORDS), "one size"),
+        (lambda f: strip(f, "x", [], WORDS), "one size"),
+        (lambda f: heat_map(f, "x", np.array([[np.nan]]), WORDS), "finite"),
+        (lambda f: heat_map(f, "x", np.eye(2), WORDS, rows=["only one"]), "labels"),
+        (lambda f: distribution_plot(f, "x", {"a": []}, WORDS), "'a'"),
+        (lambda f: distribution_plot(f, "x", {}, WORDS), "lists"),
+    ],
+)
+def test_what_does_not_fit_is_refused(draw, said: str, tmp_path) -> None:
+    with pytest.raises(ValueError, match=said):
+        draw(tmp_path)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,106 @@
+"""The metric table: best values, contaminated values, and numbers that cannot be compared."""
+
+import json
+
+import pytest
+
+from percepta.reports import read_runs
+from percepta.reports.facts import commands, duration, fact_table, facts, lede, short, spelt_out
+from percepta.reports.numbers import differences, direction, metric_table, shown, spoken
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(8.41666, "8.417"), (0.00421, "0.004210"), (12345.6, "12,346"), (0.0, "0"), (-1.5, "-1.500"), (1.23e-7, "1.230e-07"),
+     (float("nan"), "not finite"), (float("inf"), "not finite"), (None, "none"), (1234.5, "1234")],
+)  # fmt: skip
+def test_numbers_as_shown(value, text: str) -> None:
+    assert shown(value) == text
+
+
+def table(make_run, *evaluations: dict) -> dict:
+    runs = read_runs([make_run(f"run{k}", evaluated=e) for k, e in enumerate(evaluations)])
+    return metric_table(runs)
+
+
+def best(found: dict, name: str) -> list[bool]:
+    (row,) = (row for row in found["rows"] if row["name"] == name)
+    return [bool(cell and cell["best"]) for cell in row["cells"]]
+
+
+def test_best_by_the_direction_of_the_metric(make_run) -> None:
+    found = table(make_run, {"fid": 3.0, "recall": 0.5, "strange": 1.0}, {"fid": 2.0, "recall": 0.4, "strange": 2.0})
+    assert best(found, "FID") == [False, True]
+    assert best(found, "Recall") == [True, False]
+    assert best(found, "strange") == [False, False], "which way is better is not known"
+
+
+def test_a_contaminated_value_is_never_best(make_run) -> None:
+    dirty = {"value": 0.1, "space": "inception-2048", "contaminated": True}
+    found = table(make_run, {"fid": dirty}, {"fid": 3.0}, {"fid": 2.0})
+    assert best(found, "FID") == [False, False, True]
+    assert found["contaminated"] and found["rows"][0]["cells"][0]["contaminated"]
+
+
+def test_no_best_of_one_of_equals_or_of_different_spaces(make_run) -> None:
+    assert best(table(make_run, {"fid": 3.0}, {"kid": 2.0}), "FID") == [False, False]
+    equal = read_runs([make_run("x", evaluated={"recall": 0.5}), make_run("y", evaluated={"recall": 0.5})])
+    assert best(metric_table(equal), "Recall") == [False, False]
+    other = {"value": 2.0, "space": "clip-embedding"}
+    runs = read_runs([make_run("p", evaluated={"fid": 3.0}), make_run("q", evaluated={"fid": other})])
+    assert best(metric_table(runs), "FID") == [False, False]
+
+
+def test_no_best_where_protocols_differ(make_run) -> None:
+    a, b = make_run("a", evaluated={"fid": 3.0}), make_run("b", evaluated={"fid": 2.0})
+    path = b / "evaluation" / "evaluation.json"
+    record = json.loads(path.read_text())
+    record["protocol"]["generated"]["count"] = 10_000
+    record["protocol"]["generated"]["drawn"]["steps"] = 10
+    path.write_text(json.dumps(record))
+    found = metric_table(read_runs([a, b]))
+    assert best(found, "FID") == [False, False]
+    assert found["decisive"] == ["generated.count (5000 or 10000)"]
+    assert found["drawn"] == ["generated.drawn.steps (50 or 10)"]
+
+
+def test_differences_ignore_what_does_not_matter() -> None:
+    a = {"generated": {"name": "a", "fingerprint": "1"}, "versions": {"torch": "1"}}
+    assert differences([a, {"generated": {"name": "b", "fingerprint": "2"}, "versions": {"torch": "2"}}]) == ([], [])
+    assert differences([{"dialect": {"name": "adm"}}, {}])[0] == ["dialect.name (adm or not said)"]
+
+
+def test_a_warning_is_said_once(make_run) -> None:
+    found = table(make_run, {"fid": 3.0}, {"fid": 2.0})
+    assert found["warnings"] == [{"text": "5,000 images are few", "runs": []}, {"text": "is: no logits", "runs": []}]
+
+
+def test_names_and_directions() -> None:
+    assert (spoken("kid@dinov2"), spoken("fid"), spoken("new")) == ("KID in dinov2", "FID", "new")
+    assert (direction("kid@dinov2"), direction("coverage"), direction("new")) == ("lower", "higher", "")
+
+
+def test_facts_and_words(make_run) -> None:
+    (run,) = read_runs([make_run()])
+    found = dict(facts(run))
+    assert (
+        found["Data"] == "shapes (50,000 images, 3 × 16 × 16)" and found["Steps"] == "40 of 40" and found["Time training"] == "20 s"
+    )
+    assert lede(run) == "A ddpm model of 1.06 M parameters, trained on shapes. It finished all 40 steps."
+    assert (short(5), short(2.5e9), short(None)) == ("5", "2.5 G", "")
+    assert [duration(s) for s in (20, 3600, 9000, 200_000)] == ["20 s", "60 min", "2 h 30 min", "2 d 7 h"]
+
+
+def test_what_differs_between_runs(make_run) -> None:
+    differ, same = fact_table(read_runs([make_run("a", lr=0.1), make_run("b", lr=0.2)]))
+    assert ("Learning rate", ["0.1", "0.2"]) in differ and ("Method", "ddpm") in same
+
+
+def test_the_command_that_repeats_a_run(make_run) -> None:
+    (run,) = read_runs([make_run("a b", steps=20)])
+    told = dict(commands(run))
+    assert len(told) == 3 and "a b/config.json'" in next(iter(told.values())), "a path with a blank is quoted"
+    assert "--resume" in told["Go on where it stopped"]
+    words = spelt_out(run)
+    assert "--betas 0.9 0.999" in words and "--no-flip" in words and "--channels-last" in words and "--gamma 5.0" in words
+    assert "--init" not in words and "--resume" not in words and "--report-to" not in words and "--out runs/again" in words
