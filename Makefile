@@ -4,11 +4,12 @@ VENV   ?= .venv
 BIN     = $(VENV)/bin
 READY   = $(VENV)/.ready
 
-.PHONY: help demo test test-all lint types docs check clean
+.PHONY: help demo test parity test-all lint types docs check clean
 
 help:
 	@echo "make demo      train a small model on built-in images and export it (about 5 minutes on 2 cores, after installation)"
 	@echo "make test      the default tests (under 10 minutes on 2 cores)"
+	@echo "make parity    the metrics on 2,000 real images a side against torch-fidelity and pytorch-fid (10 minutes; wants weights and data)"
 	@echo "make test-all  the slow tests too"
 	@echo "make lint      ruff; make types  pyright; make docs  the site in site/; make check  all that CI runs"
 
@@ -23,6 +24,9 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+parity: $(READY)
+	$(BIN)/python -m pytest tests/evaluation/test_parity.py -rs
 
 test-all: $(READY)
 	$(BIN)/python -m pytest

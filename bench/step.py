@@ -9,13 +9,19 @@
 2. The whole loop at `unet-pocket`, batch 64, class-conditional: data, noise, step, averages, log, over forward + backward + AdamW alone on
    tensors that lie ready. "first epoch" draws the built-in images while it trains; the other figures are of later epochs.
 
+3. Percepta and bare PyTorch once more, both in one process, a step of each in turn: several fresh processes, and which is built first alternates.
+   Part 1 cannot tell 5% from nothing in fp32 at batch 32, because where a process's memory happens to lie decides it; here both sides share it.
+
 In part 1 every side is a process of its own and they take turns: its memory is its own, and no side gains by what another left in the
 allocator. Part 2 times these three inside the loop's own steps, because two loops that do the same differ by 5% here, by where their memory
 happens to lie.
 Random weights: times are right, losses mean nothing. --quick takes batch 8 in part 1, and the smaller size in part 2.
 """
 
+import json
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 import warnings
@@ -176,19 +182,56 @@ def report_loop(say: Callable[..., None], quick: bool) -> dict[str, float]:
     return ratios
 
 
+def pairs(batch: int, first: str, count: int) -> list[float]:
+    """Bare over percepta of `count` pairs of steps, in this process."""
+    order = [first, *(name for name in ("percepta", "bare") if name != first)]
+    sides = {name: STEPS[name](cifar(batch)) for name in order}
+    found: list[float] = []
+    for k in range(count + 1):
+        seconds = {}
+        for name in order if k % 2 else reversed(order):
+            begin = time.perf_counter()
+            sides[name]()
+            seconds[name] = time.perf_counter() - begin
+        found.append(seconds["bare"] / seconds["percepta"])
+    return found[1:]  # the first one warms up
+
+
+def report_paired(say: Callable[..., None], quick: bool) -> dict[str, float]:
+    batch, processes, count = (8, 2, 6) if quick else (32, 6, 8)
+    say(
+        f"\nA step of unet-cifar at batch {batch} against bare PyTorch, fp32, in turns in one process; {processes} processes, {count} pairs each"
+    )
+    each: list[float] = []
+    for k in range(processes):
+        first = ("percepta", "bare")[k % 2]
+        command = [sys.executable, __file__, "--threads", str(torch.get_num_threads()), "--pairs", f"{batch} {first} {count}"]
+        found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+        each.append(statistics.median(found))
+        say(f"  {first + ' built first':<22}{each[-1]:.3f}x   from {min(found):.3f} to {max(found):.3f}")
+    ratio = statistics.median(each)
+    say(f"  median of the processes: {ratio:.3f}x (floor 1.0)")
+    return {"step-vs-bare-paired": ratio}
+
+
 def main() -> None:
     ask = parser(__doc__, "about a minute: batch 8, and only the smaller size of the loop")
-    ask.add_argument("--part", choices=["steps", "loop"], action="append", help="only this part")
+    ask.add_argument("--part", choices=["steps", "loop", "paired"], action="append", help="only this part")
     ask.add_argument("--serve", help="(internal) be this side")
+    ask.add_argument("--pairs", help="(internal) one process of part 3")
     asked = ask.parse_args()
     torch.set_num_threads(asked.threads)
     warnings.simplefilter("ignore")
     if asked.serve:
         serve(asked.serve)
         return
+    if asked.pairs:
+        batch, first, count = asked.pairs.split()
+        print(json.dumps(pairs(int(batch), first, int(count))))
+        return
     say, facts = printer(asked.json), about("diffusers")
     say(headline(facts))
-    reports = {"steps": report_steps, "loop": report_loop}
+    reports = {"steps": report_steps, "loop": report_loop, "paired": report_paired}
     ratios: dict[str, float] = {}
     for part in asked.part or reports:
         ratios |= reports[part](say, asked.quick)

@@ -6,15 +6,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from percepta import distributed
+from percepta.evaluation.contamination import CARD as SPACES
 from percepta.evaluation.contamination import trained_against
 from percepta.evaluation.evaluate import Evaluation, Given, make_dialect
 from percepta.evaluation.evaluate import evaluate as evaluate_sets
 from percepta.evaluation.plan import check_metrics
-from percepta.evaluation.sets import short_hash
+from percepta.evaluation.sets import ImageSet, open_side, short_hash
 from percepta.sampling import PROTOCOL, Drawing, Job, write
+from percepta.spaces.extractor import split_name
 from percepta.training.folder import write_json
 
 DRAWN = 50_000  # images, unless asked otherwise
+READING = ("size", "crop", "on_bad")  # the options that say how a side is opened
 
 
 def is_generator(given: object) -> bool:
@@ -24,7 +28,7 @@ def is_generator(given: object) -> bool:
     path = Path(given)
     if not path.is_dir():
         return False
-    return any((path / name).is_file() for name in ("config.json", "model_index.json")) and not (path / PROTOCOL).is_file()
+    return any((path / name).is_file() for name in ("config.json", "model_index.json"))
 
 
 def evaluate(
@@ -40,8 +44,7 @@ def evaluate(
 
     Drawn images stay in a folder named by what made them, below the run: an interrupted drawing goes on, a repeated one is not done again.
     """
-    check_metrics(options.get("metrics"))  # wrong names before hours of drawing
-    make_dialect(options.get("dialect", "torch-fidelity"))
+    real = _checked(real, options, job if is_generator(generated) else None)
     known: dict[str, Any] = {}
     trained: Sequence[str] = options.pop("trained_against", ())
     if is_generator(generated):
@@ -51,32 +54,63 @@ def evaluate(
         folder = samples or Path(generated) / "evaluation" / "drawn"
         generated, known = _draw(job, folder, note, check)
         options["num"] = job.num
-    elif isinstance(generated, (str, Path)) and (Path(generated) / PROTOCOL).is_file():
-        known = json.loads((Path(generated) / PROTOCOL).read_text())  # written by `percepta sample`
+    elif isinstance(generated, (str, Path)):
+        known = drawn_by(generated)
         trained = (*trained, *_trained_source(known))
-    return evaluate_sets(
+    found = evaluate_sets(
         generated, real, trained_against=tuple(dict.fromkeys(trained)), drawn=known, note=note, check=check, **options
     )
+    if known and SPACES not in known and not Path(str(known["source"])).is_dir():
+        found.warnings.append(f"drawn from {known['source']}, which is not here: what that was trained against is not known")
+    return found
+
+
+def drawn_by(images: str | Path) -> dict[str, Any]:
+    """What `percepta sample` wrote beside its images (FOLDER/protocol.json, FILE.npz.json); empty where there is no such record."""
+    path = Path(images)
+    file = path / PROTOCOL if path.is_dir() else path.with_name(f"{path.name}.json")
+    if not file.is_file():
+        return {}
+    try:
+        record = json.loads(file.read_text())
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged, so it is not known how the images were made: {error}") from error
+    return record if isinstance(record, dict) and record.get("source") else {}
+
+
+def _checked(real: Given, options: dict[str, Any], job: Job | None) -> Given:
+    """The reference, opened; whatever can be refused is refused here, before hours of drawing."""
+    check_metrics(options.get("metrics"))
+    make_dialect(options.get("dialect", "torch-fidelity"), options.get("kid_subsets"), options.get("kid_size"))
+    for space in options.get("spaces", ()):
+        split_name(space)
+    if is_generator(real):
+        raise ValueError(f"{real} is a run or a pipeline; only the generated side, which comes first, is drawn from a model")
+    if job is not None and job.num < 2:
+        raise ValueError(f"at least 2 images have to be drawn, got num={job.num}")
+    return open_side(real, **{name: options[name] for name in READING if name in options})
 
 
 def _trained_source(known: dict[str, Any]) -> tuple[str, ...]:
     source = Path(str(known.get("source", "")))
-    return trained_against(source) if known.get("source") and source.is_dir() else ()
+    now = trained_against(source) if known and source.is_dir() else ()
+    return (*known.get(SPACES, ()), *now)
 
 
 def _draw(job: Job, folder: Path, note: Callable[[str], None], check: Callable[[], None]) -> tuple[Path, dict[str, Any]]:
-    drawing = Drawing(job, check)
+    drawing = Drawing(job, lambda *_: check())  # a sampler tells its step
     named = {k: v for k, v in drawing.protocol().items() if k not in ("num", "source")}
     out = folder / short_hash(json.dumps(named, sort_keys=True))
-    note(f"drawing {job.num:,} images by {drawing.how.sampler}, {drawing.how.steps} steps, into {out}")
+    if distributed.world().first:
+        note(f"drawing {job.num:,} images by {drawing.how.sampler}, {drawing.how.steps} steps, into {out}")
     return out, write(drawing, out)
 
 
 def save(evaluation: Evaluation, folder: Path, name: str = "evaluation") -> Path:
-    """NAME.json and protocol.json in the folder."""
+    """NAME.json and protocol.json in the folder; NAME.protocol.json where protocol.json says how the images in it were drawn."""
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / f"{name}.json", evaluation.to_json())
-    write_json(folder / PROTOCOL, evaluation.protocol)
+    write_json(folder / (f"{name}.{PROTOCOL}" if drawn_by(folder) else PROTOCOL), evaluation.protocol)
     return folder / f"{name}.json"
 
 
@@ -96,15 +130,10 @@ def copying(
     """
     from percepta.evaluation.evaluate import Opener, cache_folder
     from percepta.evaluation.neighbours import find_neighbours
-    from percepta.evaluation.sets import ImageSet, open_side
-    from percepta.spaces.extractor import split_name
 
-    reading = {name: options[name] for name in ("size", "crop", "on_bad") if name in options}
-    name = evaluation.protocol["generated"]["name"]
-    sides = [open_side(given, **reading) for given in (name, real, *([held_out] if held_out is not None else []))]
-    if not all(isinstance(side, ImageSet) for side in sides):
-        raise ValueError("--neighbours compares images; statistics (mu, sigma) have none")
-    images: list[ImageSet] = [side for side in sides if isinstance(side, ImageSet)]
+    judged = evaluation.protocol["generated"]
+    images = open_images((judged["name"], real, *([] if held_out is None else [held_out])), **options)
+    images[0] = only(images[0], judged["count"] + judged.get("bad", 0))
     cache = options.get("cache") or cache_folder()
     how = make_dialect(options.get("dialect", "torch-fidelity"))
     opener = Opener(
@@ -116,18 +145,35 @@ def copying(
         images[0], images[1], images[2] if held_out is not None else None, extractor, layer or extractor.default, cache, count,
         note=note, check=check,
     )  # fmt: skip
-    _figures(found, images, folder / "figures")
-    write_json(folder / "copying.json", found.to_json())
+    if distributed.world().first:
+        _figures(found, images, folder / "figures")
+        write_json(folder / "copying.json", found.to_json())
     return found.to_json()
+
+
+def only(images: ImageSet, num: int) -> ImageSet:
+    """As many images as were judged."""
+    side = open_side(images, num=num, on_bad=images.on_bad)
+    assert isinstance(side, ImageSet), side
+    return side
+
+
+def open_images(given: Sequence[Given], **options: Any) -> list[ImageSet]:
+    """Sides that have to be images, for `copying`: ValueError where one is statistics."""
+    sides = [open_side(one, **{name: options[name] for name in READING if name in options}) for one in given]
+    images = [side for side in sides if isinstance(side, ImageSet)]
+    if len(images) < len(sides):
+        raise ValueError("--neighbours compares images; statistics (mu, sigma) have none")
+    return images
 
 
 def _figures(found: Any, images: Sequence[Any], folder: Path) -> None:
     from percepta.reports.figures import Words, distribution_plot, neighbour_panel
 
     queries, near = found.images(images[0], images[1])
-    space = found.copying.space
+    space = found.copying.space.removesuffix("-embedding")  # of a space with one layer, its name says enough
     neighbour_panel(folder, "neighbours", queries, near, found.distances.astype(float), Words(
-        "Nearest reference images", f"Left: samples, the lower half those that lie nearest to any reference image. Right: their nearest in {space}.",
+        "Nearest reference images", f"Left: samples, the lower half those that lie nearest to any reference image. Right: their nearest in {space}, with the distances.",
         f"{len(queries)} samples, each with its {found.indices.shape[1]} nearest reference images and their distances"))  # fmt: skip
     lists = {"samples": found.all_generated.tolist()}
     if found.all_held_out is not None:

@@ -12,7 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from percepta import distributed
 from percepta._version import __version__
+from percepta.evaluation.contamination import CARD, trained_against
 from percepta.formulation import EDM, FLOW, Formulation
 from percepta.images import grid, save_png, to_uint8
 from percepta.interop import Pipeline, load_pipeline
@@ -20,6 +22,7 @@ from percepta.networks import Autoencoder, Network
 from percepta.path import Cosine, LinearBeta
 from percepta.rng import rng_for
 from percepta.samplers import Drawn, sample_images, usual_clip
+from percepta.samplers.images import check_sampler
 from percepta.samplers.interpolation import images_of_noise, slerp
 
 PROTOCOL = "protocol.json"
@@ -65,7 +68,7 @@ class Drawing:
         from percepta.training.precision import check_precision, pick_device
 
         self.job, self.check = job, check
-        self.device = pick_device(job.device)
+        self.device = pick_device(job.device, distributed.world().local_rank)
         check_precision(job.mixed_precision, self.device)
         self.pipeline: Pipeline = load_pipeline(job.source, job.stated())
         self.denoiser = self.pipeline.denoiser.to(self.device).eval()
@@ -82,6 +85,7 @@ class Drawing:
             raise ValueError(f"--guidance {job.guidance:g} needs a class-conditional model; {job.source} has no classes")
         sampler = job.sampler or self.pipeline.sampler.resolved(self.denoiser.formulation).solver
         assert sampler is not None
+        check_sampler(self.denoiser, sampler, job.steps)
         clip = usual_clip(sampler, pixels=self.vae is None)
         if job.clip is not None:
             clip = (-1.0, 1.0) if job.clip else None
@@ -119,8 +123,9 @@ class Drawing:
             return images_of_noise(self.denoiser, self.how, noise, cond, self.vae, self.check)
 
     def batches(self, first: int = 0) -> Iterator[tuple[int, Tensor]]:
-        """(number of the first image, images), a batch at a time."""
-        for start in range(first, self.job.num, self.job.batch):
+        """(number of the first image, images), a batch at a time: the same batches at any number of ranks, which take turns."""
+        world = distributed.world()
+        for start in range(first, self.job.num, self.job.batch)[world.rank :: world.size]:
             self.check()
             yield start, self.images(start, min(self.job.batch, self.job.num - start))
 
@@ -171,38 +176,48 @@ def draw(job: Job, out: Path, check: Check = lambda *_: None, progress: Callable
 
 
 def write(drawing: Drawing, out: Path, progress: Callable[[int], None] = lambda _: None) -> dict[str, Any]:
-    """As `draw`, for a pipeline that is loaded already."""
+    """As `draw`, for a pipeline that is loaded already. Ranks fill a folder together, and all leave when it is full."""
     protocol = drawing.protocol()
+    record = {**protocol, **origin(drawing.job.source)}
     if out.suffix in (".npz", ".png"):
         parts = []
         for start, images in drawing.batches():
             parts.append(images)
             progress(start + len(images))
         _write_one(out, torch.cat(parts), drawing.labels)
-        out.with_name(f"{out.name}.json").write_text(json.dumps(protocol, indent=2) + "\n")
-        return protocol
+        out.with_name(f"{out.name}.json").write_text(json.dumps(record, indent=2) + "\n")
+        return record
     if out.suffix and not out.is_dir():
         raise ValueError(f"--out {out}: a folder, FILE.npz or FILE.png is written, not {out.suffix}")
-    first = _prepare(out, protocol)
+    first = int(distributed.agreed(torch.tensor(_prepare(out, protocol, record) if distributed.world().first else 0)))
     for start, images in drawing.batches(first):
         for k, pixels in enumerate(to_uint8(images)):
             save_png(out / f"{start + k:06d}.png", pixels)
         progress(start + len(images))
-    return protocol
+    distributed.agreed(torch.zeros(1))  # all have written
+    return record
 
 
-def _prepare(out: Path, protocol: dict[str, Any]) -> int:
+def origin(source: Path) -> dict[str, Any]:
+    """What a reader of the images has to know of the model, though it decides no pixel: it must not be lost with the run's folder."""
+    config = source / "config.json"
+    settings = json.loads(config.read_text()).get("settings", {}) if (source / "model").is_dir() and config.is_file() else {}
+    weights = {} if "ema" not in settings else {"ema": settings["ema"]}
+    return {CARD: list(trained_against(source)), **weights}
+
+
+def _prepare(out: Path, protocol: dict[str, Any], record: dict[str, Any]) -> int:
     """How many images of this very protocol are there already; a folder with anything else is refused."""
-    record = out / PROTOCOL
-    if record.is_file():
-        known = json.loads(record.read_text())
+    file = out / PROTOCOL
+    if file.is_file():
+        known = json.loads(file.read_text())
         different = [k for k, v in json.loads(json.dumps(protocol)).items() if k != "num" and known.get(k) != v]
         if different:
             raise ValueError(f"{out} holds images of another protocol ({', '.join(different)} differ): give another --out")
     elif out.is_dir() and any(out.iterdir()):
         raise ValueError(f"{out} is not empty and has no {PROTOCOL}: give another --out")
     out.mkdir(parents=True, exist_ok=True)
-    record.write_text(json.dumps(protocol, indent=2) + "\n")
+    file.write_text(json.dumps(record, indent=2) + "\n")
     there = 0
     while (out / f"{there:06d}.png").is_file():
         there += 1

@@ -41,9 +41,11 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "data", "evaluation", "objectives", "interop",
     ),
     "recipes": ("rng", "path", "images", "formulation", "spaces", "estimate", "samplers", "networks", "objectives", "training"),
-    "sampling": ("_version", "rng", "path", "images", "formulation", "networks", "samplers", "interop", "training"),
-    "judging": ("evaluation", "spaces", "reports", "training", "sampling"),
-    "cli": ("_version", "path", "images", "memory", "evaluation", "judging", "weights", "formulation", "networks", "data", "interop", "training", "recipes", "sampling", "reports"),
+    "sampling": (
+        "_version", "rng", "path", "images", "distributed", "formulation", "networks", "samplers", "evaluation", "interop", "training",
+    ),
+    "judging": ("distributed", "evaluation", "spaces", "reports", "training", "sampling"),
+    "cli": ("_version", "path", "images", "memory", "distributed", "spaces", "evaluation", "judging", "weights", "formulation", "networks", "data", "interop", "training", "recipes", "sampling", "reports"),
     "demo": ("training", "cli"),
     "__main__": ("cli",),
 }  # fmt: skip

@@ -74,6 +74,7 @@ def examine() -> dict[str, Any]:
         "devices": devices(),
         "compile": compilers(),
         "weights": weights(),
+        "spaces": spaces(),
         "presets": presets(),
     }
 
@@ -118,6 +119,25 @@ def weights() -> dict[str, dict[str, Any]]:
     }
 
 
+def spaces() -> dict[str, dict[str, Any]]:
+    """Each family of spaces: whether it can be used now, the file that serves or is missing, and the folder for it."""
+    from percepta.spaces.extractor import PARTIAL, known_extractors, weights_behind
+    from percepta.weights import has_weights, known_weights, weight_folders
+
+    out: dict[str, dict[str, Any]] = {}
+    for family, about in known_extractors().items():
+        names = weights_behind(family)
+        found = next((name for name in names if has_weights(name)), None)
+        out[family] = {
+            "here": found is not None or not names,
+            "about": about,
+            "file": known_weights(found or names[0]).file if names else None,
+            "folder": str(weight_folders()[0]) if names and found is None else None,
+            "limit": "up to 768 features only" if found == PARTIAL else None,
+        }
+    return out
+
+
 def presets() -> list[dict[str, Any]]:
     from percepta.networks import preset_table
 
@@ -146,6 +166,11 @@ def told(facts: dict[str, Any]) -> str:
         lines.append(f"  {name:<28} {'here' if row['here'] else 'not here':<9} {row['purpose']}")
         if not row["here"]:
             lines.append(f"  {'':<28} get {row['file']} from {row['url']} ({row['licence']})")
+    lines += ["", "Spaces to judge in (--space, --eval-space)"]
+    for name, row in facts["spaces"].items():
+        limit = f"; {row['limit']}" if row["limit"] else ""
+        lines.append(f"  {name:<10} {'here' if row['here'] else 'not here':<9} {row['about']}"
+                     + (limit if row["here"] else f": put {row['file']} into {row['folder']}"))  # fmt: skip
     lines += ["", "Network presets (--network)"]
     lines += [f"  {row['name']:<16} {row['parameters'] / 1e6:>8.1f} M parameters" for row in facts["presets"]]
     return "\n".join(lines)

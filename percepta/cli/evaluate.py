@@ -1,17 +1,20 @@
 """percepta evaluate: every metric of one set of images against another, with the protocol beside the numbers."""
 
+import io
 import json
+import os
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal, NoReturn
 
 import tyro
 from rich.progress import TaskID
 
 from percepta.cli import fail
-from percepta.cli.parse import Usage, parse, to_stdout
+from percepta.cli.parse import Usage, check_folder, parse, to_stdout
 
 
 @dataclass(frozen=True)
@@ -26,9 +29,9 @@ class Evaluate:
     six, `all` every one. Weights are never downloaded: what is missing is named with its address and its folder.
     """
 
-    generated: tyro.conf.Positional[str]
+    generated: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="GENERATED")]
     """What is judged."""
-    real: tyro.conf.Positional[str]
+    real: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="REAL")]
     """What it should look like."""
     metrics: str = "default"
     """Names, separated by commas."""
@@ -71,6 +74,8 @@ class Evaluate:
     """auto, cpu, cuda or mps."""
     cache: Path | None = None
     """Where features are kept. Default: PERCEPTA_CACHE, or ~/.cache/percepta."""
+    resume: bool = True
+    """Use what is in the cache: an interrupted evaluation goes on where it was. --no-resume computes everything anew and keeps nothing."""
     fast_malloc: bool = False
     """Let glibc keep freed memory instead of giving it back (Linux; holds for the whole process): up to 1.3 times as fast on CPUs."""
     json: bool = False
@@ -79,85 +84,148 @@ class Evaluate:
 
 def run(args: Sequence[str]) -> int:
     command = parse(Evaluate, args, "percepta evaluate")
-    for name in ("num", "steps", "batch", "size"):
-        value = getattr(command, name)
-        if value is not None and value < 1:
-            raise Usage(f"percepta evaluate: --{name} must be at least 1, got {value}")
+    _check(command)
     if command.fast_malloc:
         from percepta.memory import fast_malloc
 
         fast_malloc()
+    from percepta import distributed
+    from percepta.training.precision import pick_device
     from percepta.training.signals import Interrupted, stop_on_signals
 
+    stopped = "stopped; what is computed is kept, run the same command again to go on"
+    device = pick_device(command.device, int(os.environ.get("LOCAL_RANK", "0")))
     with stop_on_signals() as flag:
         try:
-            return _judge(command, flag.check)
+            with distributed.joined(device.type) as world, _cache(command) as cache:
+                _judge(command, str(device), cache, flag.check, world.first)
         except Interrupted:
-            return fail("stopped; what is computed is kept, run the same command again to go on", 3)
+            return fail(stopped, 3)
+        except RuntimeError as error:
+            if flag.asked is not None:  # the other ranks left at the same signal, a little earlier
+                return fail(stopped, 3)
+            if not str(error).startswith("rank "):
+                raise
+            return fail(f"percepta evaluate: {error}", 1)
+    return 0
 
 
-def _judge(command: Evaluate, check) -> int:
-    from percepta.judging import is_generator, save
-    from percepta.sampling import Job
+@contextmanager
+def _cache(command: Evaluate) -> Iterator[Path | None]:
+    """--cache, the usual one (None), or with --no-resume one that is empty and goes away."""
+    if command.resume:
+        yield command.cache
+        return
+    if command.cache is not None:
+        command.cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="percepta-", dir=command.cache) as folder:
+        yield Path(folder)
+
+
+def _check(command: Evaluate) -> None:
+    """What can be refused without looking at an image."""
+
+    def refuse(text: str) -> NoReturn:
+        raise Usage(f"percepta evaluate: {text}")
+
+    for name in ("num", "steps", "batch", "size"):
+        value = getattr(command, name)
+        if value is not None and value < 1:
+            refuse(f"--{name} must be at least 1, got {value}")
+    for name in ("metrics", "space"):
+        if getattr(command, name) and not _names(getattr(command, name)):
+            refuse(f"--{name} names nothing, got {getattr(command, name)!r}")
+    if not command.metrics:
+        refuse("--metrics names nothing; leave it out for the usual ones")
+    if command.neighbours < 0:
+        refuse(f"--neighbours must be at least 0, got {command.neighbours}")
+    if command.held_out is not None and not command.neighbours:
+        refuse("--held-out is for --neighbours N, which is not asked for")
+    from percepta.judging import is_generator
+
+    if not is_generator(command.generated) and Path(command.generated).exists():
+        for name, usual in (("sampler", None), ("steps", 50), ("guidance", 1.0)):
+            if getattr(command, name) != usual:
+                refuse(f"--{name} says how a model draws; {command.generated} is no run and no pipeline folder")
+    out = _out(command)
+    if command.neighbours and out is None:
+        refuse("--neighbours writes figures: say where with --out DIR")
+    for flag, folder in (("--out", out), ("--cache", command.cache)):
+        if folder is not None:
+            check_folder(folder, f"percepta evaluate: {flag} {folder}")
+
+
+def _out(command: Evaluate) -> Path | None:
+    from percepta.judging import is_generator
+
+    return command.out or (Path(command.generated) / "evaluation" if is_generator(command.generated) else None)
+
+
+def _judge(command: Evaluate, device: str, cache: Path | None, check: Callable[[], None], first: bool) -> None:
+    """On several ranks all compute, and the first one tells and writes."""
+    from percepta.judging import open_images, save
     from percepta.training.log import console
 
-    model = is_generator(command.generated)
-    job = None
-    if model:
-        job = Job(source=Path(command.generated), num=command.num or 50_000, steps=command.steps, sampler=command.sampler,
-                  guidance=command.guidance, seed=command.seed, device=command.device)  # fmt: skip
-    out = command.out or (Path(command.generated) / "evaluation" if model else None)
-    if command.neighbours and out is None:
-        raise Usage("percepta evaluate: --neighbours writes figures: say where with --out DIR")
-    with progress_bar() as progress:
-        result = _result(command, job, console.print, check, progress)
-    if command.neighbours:
-        assert out is not None
-        from percepta.judging import copying
-
-        found = copying(result, command.real, command.held_out, command.neighbours, out, console.print, check, **_reading(command))
-        held = (
-            "" if found["nearer"] is None else f"; {found['nearer']:.1%} of the samples are nearer than 99% of the held-out images"
-        )
-        console.print(
-            f"nearest reference image in {found['space']}: median distance {found['generated']:.4g}{held}; figures in {out}/figures"
-        )
+    out, reading = _out(command), _reading(command, device, cache)
+    note: Callable[[str], None] = console.print if first else lambda text: None
+    if command.neighbours:  # refused now, not after an hour
+        open_images((command.real, *([] if command.held_out is None else [command.held_out])), **reading)
+    with progress_bar(first) as progress:
+        result = _result(command, reading, note, check, progress)
+    if command.neighbours and out is not None:
+        note(_copying(command, reading, result, out, note, check))
+    if not first:
+        return
     if command.json:
         to_stdout(json.dumps(result.to_json(), default=str))
     else:
         _show(result)
     if out is not None:
-        console.print(f"written: {save(result, out)} and protocol.json beside it")
-    return 0
+        note(f"written: {save(result, out)} and protocol.json beside it")
 
 
-def _result(command: Evaluate, job, note, check, progress):
-    from percepta.judging import evaluate
+def _result(command: Evaluate, reading: dict, note, check, progress):
+    from percepta.judging import DRAWN, evaluate, is_generator
+    from percepta.sampling import Job
 
+    job = None
+    if is_generator(command.generated):
+        job = Job(source=Path(command.generated), num=command.num or DRAWN, steps=command.steps, sampler=command.sampler,
+                  guidance=command.guidance, seed=command.seed, device=command.device)  # fmt: skip
     return evaluate(
         command.generated, command.real, job, note=note, check=check, progress=progress, metrics=_names(command.metrics),
-        spaces=_names(command.space), num=command.num, batch=command.batch, **_reading(command), kid_subsets=command.kid_subsets, kid_size=command.kid_size,
+        spaces=_names(command.space), num=command.num, batch=command.batch, **reading, kid_subsets=command.kid_subsets, kid_size=command.kid_size,
     )  # fmt: skip
 
 
-def _reading(command: Evaluate) -> dict:
-    """How images are read, for the evaluation and for the neighbours alike."""
-    from percepta.training.precision import pick_device
+def _copying(command: Evaluate, reading: dict, result, out: Path, note, check) -> str:
+    from percepta.judging import copying
 
+    found = copying(result, command.real, command.held_out, command.neighbours, out, note, check, **reading)
+    text = f"nearest reference image in {found['space']}: median distance {found['generated']:.4g}"
+    if found["nearer"] is not None:
+        text += f", of held-out images {found['held_out']:.4g}; {found['nearer']:.1%} of the samples are nearer than 99% of those"
+    if found["same"]:
+        text += f"; {found['same']:,} samples are a reference image, pixel for pixel"
+    return f"{text}; figures in {out / 'figures'}"
+
+
+def _reading(command: Evaluate, device: str, cache: Path | None) -> dict:
+    """How images are read, for the evaluation and for the neighbours alike."""
     return {
         "dialect": command.dialect, "size": command.size, "crop": command.crop, "on_bad": command.on_bad_image,
-        "precision": command.precision, "device": str(pick_device(command.device)), "cache": command.cache, "seed": command.seed,
+        "precision": command.precision, "device": device, "cache": cache and cache / "features", "seed": command.seed,
     }  # fmt: skip
 
 
 @contextmanager
-def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
+def progress_bar(first: bool = True) -> Iterator[Callable[[str, int, int], None]]:
     """A bar per side on a terminal; nothing elsewhere."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from percepta.training.log import console
 
-    if not console.is_terminal:
+    if not (first and console.is_terminal):
         yield lambda text, done, total: None
         return
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn())
@@ -177,14 +245,12 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 def _show(result) -> None:
-    """A table for a terminal; warnings below it."""
     import sys
 
     from rich.console import Console
 
-    from percepta.evaluation.show import table_of, warning_lines
+    from percepta.evaluation.show import show
 
-    console = Console(file=sys.stdout, highlight=False)
-    console.print(table_of(result))
-    for line in warning_lines(result):
-        console.print(line)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal without a letter for it must not cost the numbers
+    show(result, Console(file=sys.stdout, highlight=False))

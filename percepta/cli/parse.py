@@ -7,10 +7,12 @@ import contextlib
 import dataclasses
 import difflib
 import io
+import os
 import re
 import sys
 import typing
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TypeVar
 
 import tyro
@@ -87,7 +89,17 @@ def _plain(boxed: str) -> str:
     missing = re.search(r"^Missing from [^:]*: (\S+) ", line)
     if missing:
         return f"{missing.group(1)} is missing"
+    line = re.sub(r"^Invalid choice (?=invalid choice)", "", line)
     return re.sub(r" Argument helptext:.*$", "", line).removeprefix("Error parsing ") or "the arguments do not fit"
+
+
+def check_folder(path: Path, asked: str) -> None:
+    """Usage where a folder cannot be made, or written into, here: known before hours of work, not after."""
+    there = next(one for one in (path, *path.absolute().parents) if one.exists())
+    if not there.is_dir():
+        raise Usage(f"{asked}: {there} is a file, a folder is needed")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise Usage(f"{asked}: the folder {there} cannot be written to")
 
 
 def to_stdout(text: str) -> None:

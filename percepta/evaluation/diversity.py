@@ -6,13 +6,14 @@ Pairs are drawn without repetition by a fixed seed, or all of them taken where t
 
 from collections.abc import Callable, Sequence
 from math import isqrt
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from percepta.spaces.lpips import Lpips
+from percepta.spaces.lpips import Lpips, trunk_hash
 
 DIVERSITY_SPACE = "lpips-alex"
 PAIRS = 1000
@@ -31,6 +32,12 @@ def draw_pairs(count: int, pairs: int, seed: int) -> Int64[np.ndarray, "p 2"]:
         j = (1 + isqrt(1 + 8 * k)) // 2
         out.append((k - j * (j - 1) // 2, j))
     return np.array(out, dtype=np.int64)
+
+
+def diversity_facts(count: int) -> dict[str, Any]:
+    """What the protocol says of the diversity of so many images."""
+    pairs = min(PAIRS, count * (count - 1) // 2)
+    return {"weights": trunk_hash("alex"), "resize": "none", "precision": "fp32", "layers": ["lpips"], "pairs": pairs}
 
 
 def lpips_diversity(

@@ -5,6 +5,7 @@ one that was interrupted, computes only what is not there.
 """
 
 import os
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -12,14 +13,15 @@ from typing import Any
 
 import numpy as np
 
+from percepta import distributed
 from percepta.data import Source
 from percepta.evaluation.contamination import contaminated
-from percepta.evaluation.diversity import DIVERSITY_SPACE, lpips_diversity
+from percepta.evaluation.diversity import DIVERSITY_SPACE, diversity_facts, lpips_diversity
 from percepta.evaluation.metrics import DIALECTS, DIVERSITY, METRICS, Dialect, Value
 from percepta.evaluation.passes import Rows, extract
-from percepta.evaluation.plan import Plan, Wanted, check_metrics, make_plan, space_name
+from percepta.evaluation.plan import Plan, Read, Wanted, check_metrics, make_plan, space_name, without_impossible
 from percepta.evaluation.protocol import protocol_of, warnings_of
-from percepta.evaluation.sets import ImageSet, StatsFile, open_side
+from percepta.evaluation.sets import SPATIAL_SPACE, ImageSet, StatsFile, open_side, stored_statistics
 from percepta.spaces.extractor import Extractor, open_extractor
 
 Given = str | Path | np.ndarray | Source | ImageSet | StatsFile
@@ -64,6 +66,7 @@ def evaluate(
     kid_size: int | None = None,
     trained_against: Sequence[str] = (),
     drawn: Mapping[str, Any] | None = None,
+    keep_rows: bool = True,
     note: Note = lambda text: None,
     check: Callable[[], None] = lambda: None,
     progress: Progress = lambda text, done, total: None,
@@ -72,33 +75,39 @@ def evaluate(
 
     `spaces` moves fid, kid, pr and dc into other spaces (several: the later ones as kid@SPACE). `trained_against` names spaces that were
     training objectives: their metrics are marked, and one that is not stands beside them. `drawn` says how the images were made.
+    `keep_rows=False` keeps no features of the generated side: nobody will ask for those of a moment in a training again.
     """
     how = make_dialect(dialect, kid_subsets, kid_size)
     names = check_metrics(metrics)
     fake = open_side(generated, size=size, crop=crop, num=num, on_bad=on_bad)
     reference = open_side(real, size=size, crop=crop, on_bad=on_bad)
     folder = cache or cache_folder()
-    opener = Opener(how, precision, device, folder, reference, seed, note)
-    statistics_only = isinstance(fake, StatsFile) or isinstance(reference, StatsFile)
+    opener = Opener(how, precision, device, folder, reference, seed, note, check)
+    statistics = [side if isinstance(side, StatsFile) else None for side in (fake, reference)]
+    statistics_only = any(statistics)
     plan = make_plan(names, spaces or opener.usual(names), opener, statistics_only)
     _add_clean(plan, names, opener, trained_against, statistics_only)
+    plan = without_impossible(plan, *statistics)
     if not plan.wanted and not plan.diversity:
         raise ValueError("no metric can be computed: " + "; ".join(dict.fromkeys(plan.missing.values())))
-    how_read = Reading(folder, batch, note, check, progress)
-    rows = [how_read.rows(side, plan, generated) for side, generated in ((fake, True), (reference, False))]
+    how_read = Reading(folder, batch, how, note, check, progress)
     values: dict[str, Value] = {}
-    for want in plan.wanted:
-        check()
-        values |= _values(want, plan.extractors[want.family], rows, how, trained_against)
+    with tempfile.TemporaryDirectory(prefix="percepta-") as passing:
+        fake_read = how_read if keep_rows else replace(how_read, cache=Path(passing))
+        read = [fake_read.side(fake, plan, True), how_read.side(reference, plan, False)]
+        for want in plan.wanted:
+            check()
+            values |= _values(want, plan.extractors[want.family], read, how, trained_against)
+        warnings = [*opener.warnings, *warnings_of(fake, reference, plan, how, read)]
     if plan.diversity:
         _add_diversity(plan, values, fake, seed, device, trained_against)
     if not values:
         raise ValueError("no metric can be computed: " + "; ".join(dict.fromkeys(plan.missing.values())))
-    warnings = [*opener.warnings, *warnings_of(fake, reference, plan, how), *contamination_warnings(values)]
-    warnings += dict.fromkeys(plan.missing.values())
-    return Evaluation(
-        values, protocol_of(fake, reference, plan, how, drawn or {}, seed), list(dict.fromkeys(warnings)), plan.missing
-    )
+    warnings += [*contamination_warnings(values), *plan.missing.values()]
+    protocol = protocol_of(fake, reference, plan, how, drawn or {}, seed)
+    if DIVERSITY in values:
+        protocol["extractors"][DIVERSITY_SPACE] = diversity_facts(protocol["generated"]["count"])
+    return Evaluation(values, protocol, list(dict.fromkeys(warnings)), plan.missing)
 
 
 def make_dialect(name: str, kid_subsets: int | None = None, kid_size: int | None = None) -> Dialect:
@@ -121,10 +130,18 @@ class Opener:
     """Opens extractors for one evaluation; trains the `domain` space on the reference when it is asked for."""
 
     def __init__(
-        self, how: Dialect, precision: str, device: str, cache: Path, reference: ImageSet | StatsFile, seed: int, note: Note
+        self,
+        how: Dialect,
+        precision: str,
+        device: str,
+        cache: Path,
+        reference: ImageSet | StatsFile,
+        seed: int,
+        note: Note,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
         self.how, self.precision, self.device, self.cache = how, precision, device, cache
-        self.reference, self.seed, self.note = reference, seed, note
+        self.reference, self.seed, self.note, self.check = reference, seed, note, check
         self.warnings: list[str] = []
 
     def __call__(self, family: str, layer: str | None) -> Extractor:
@@ -135,11 +152,22 @@ class Opener:
         return extractor
 
     def _domain(self) -> Path:
-        if isinstance(self.reference, StatsFile):
+        """Trained by the first rank; the others then find it, or are refused it for the same reason."""
+        reference = self.reference
+        if isinstance(reference, StatsFile):
             raise ValueError("the space 'domain' is trained on the reference images; statistics have none")
         from percepta.spaces.domain import train_domain
 
-        return train_domain(self.reference, self.cache.parent / "domain", self.seed, note=self.note)
+        def train(note: Note) -> Path:
+            folder = self.cache.parent / "domain"
+            return train_domain(reference, folder, self.seed, note=note, check=self.check, seen_as=reference.seen_as)
+
+        try:
+            if distributed.world().first:
+                return train(self.note)
+        finally:
+            distributed.wait_for_first()
+        return train(lambda text: None)
 
     def usual(self, metrics: Sequence[str]) -> tuple[str, ...]:
         """The spaces when none is asked for: Inception's 2048 features, as far as its weights reach, else the user's own domain."""
@@ -165,38 +193,51 @@ class Reading:
 
     cache: Path
     batch: int
+    how: Dialect
     note: Note
     check: Callable[[], None]
     progress: Progress
 
-    def rows(self, side: ImageSet | StatsFile, plan: Plan, generated: bool) -> dict[str, Rows | StatsFile]:
-        """Space -> rows of this side; statistics stand for every space, and are checked for their dimension."""
+    def side(self, side: ImageSet | StatsFile, plan: Plan, generated: bool) -> Read:
+        """What the wanted metrics need of this side."""
+        moments = [want for want in plan.wanted if want.metric.reads == "moments"]
         if isinstance(side, StatsFile):
-            for want in plan.wanted:
-                dims = plan.extractors[want.family].layers[want.layer]
-                if dims is not None and dims != side.dims:
-                    raise ValueError(
-                        f"{side.name} holds statistics of {side.dims} features, {want.space} has {dims}: name the space they were made in "
-                        "(--space)"
-                    )
-            return {want.space: side for want in plan.wanted}
+            return Read({}, {want.space: side.of(want.space) for want in moments})
+        stored = stored_statistics(side, self.how.stored)
+        known = {want.space: stored.of(want.space) for want in moments if stored is not None and _fits(stored, want, plan)}
 
         def progress(done: int, total: int) -> None:
             self.progress(side.name, done, total)
 
-        found = extract(side, plan.layers(generated), self.cache, self.batch, progress, self.note, self.check)
-        return {space_name(family, layer): rows for (family, layer), rows in found.items()}
+        found = extract(side, plan.layers(generated, known), self.cache, self.batch, progress, self.note, self.check)
+        return Read({space_name(family, layer): rows for (family, layer), rows in found.items()}, known)
 
 
-def _values(
-    want: Wanted, extractor: Extractor, rows: Sequence[Mapping[str, Rows | StatsFile]], how: Dialect, trained: Sequence[str]
-) -> dict[str, Value]:
-    fake, real = rows[0][want.space], rows[1].get(want.space)
+def _fits(stored: StatsFile, want: Wanted, plan: Plan) -> bool:
+    """Whether statistics that lie beside images are those of this space: ADM's files have them for FID and sFID."""
+    dims = plan.extractors[want.family].layers[want.layer]
+    return want.space in ("inception-2048", SPATIAL_SPACE) and stored.of(want.space).dims == dims
+
+
+def _values(want: Wanted, extractor: Extractor, read: Sequence[Read], how: Dialect, trained: Sequence[str]) -> dict[str, Value]:
+    fake, real = (one.of(want) for one in read)
+    _check_sizes(fake, real, want, extractor)
     marked = contaminated(identified(want, extractor), trained)
     return {
         f"{key}{want.suffix}": Value(value, want.space, std, marked)
         for key, (value, std) in want.metric.compute(fake, real, how).items()
     }
+
+
+def _check_sizes(fake: Any, real: Any, want: Wanted, extractor: Extractor) -> None:
+    """In a space whose rows follow the image's size, both sides need the same."""
+    if extractor.layers[want.layer] is not None or not (isinstance(fake, Rows) and isinstance(real, Rows)):
+        return
+    dims = [next(side.parts()).shape[1] for side in (fake, real)]
+    if dims[0] != dims[1]:
+        raise ValueError(
+            f"the images of both sides differ in size, {dims[0]} and {dims[1]} features in {want.space}; bring both to one (--size)"
+        )
 
 
 def identified(want: Wanted, extractor: Extractor) -> str:
@@ -238,5 +279,5 @@ def contamination_warnings(values: Mapping[str, Value]) -> list[str]:
     if not marked:
         return []
     clean = [name for name, value in values.items() if not value.contaminated]
-    beside = f"; not trained against: {', '.join(clean)}" if clean else "; no space that was not trained against is on this machine"
+    beside = f"; not trained against: {', '.join(clean)}" if clean else "; nothing that it was not trained against stands beside"
     return [f"trained against, and so no evidence of quality: {', '.join(marked)}{beside}"]

@@ -109,6 +109,13 @@ class ImageSet:
         """A hash of the content of all chosen images, in order; names, labels and the transform do not enter."""
         return hash_of(*self.digests)
 
+    @property
+    def seen_as(self) -> str:
+        """A hash of what the fingerprint leaves out: the way to pixels, and the labels of the chosen images where the source holds them."""
+        labels = getattr(self.source, "labels", None)  # a tuple where a source holds them; Shapes names a kind of label
+        chosen = [labels[index] for index in self.indices] if isinstance(labels, tuple) else [labels]
+        return hash_of(READER, self.source.reading, self.transform, *chosen)
+
     def chunks(self, count: int) -> list[Chunk]:
         """The set in chunks of `count` images, each named by its content and by how that becomes pixels."""
         how = (READER, self.source.reading, self.transform)

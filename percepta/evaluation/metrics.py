@@ -44,6 +44,7 @@ class Dialect:
     is_chunk: int | None = None
     neighbours: int = 3
     close: int = 5
+    stored: bool = False  # FID and sFID use the statistics that lie beside the images in an npz
 
 
 DIALECTS: dict[str, Dialect] = {
@@ -51,7 +52,12 @@ DIALECTS: dict[str, Dialect] = {
     for d in (
         Dialect("torch-fidelity", "TF1 bilinear resize; KID 100 x 1000 subsets, seed 2020; IS in 10 shuffled parts; the default"),
         Dialect("pytorch-fid", "bilinear resize of torch, pixels in [0, 1]; otherwise as torch-fidelity"),
-        Dialect("adm", "the ADM/OpenAI evaluator: TF1 bilinear resize, IS in parts of 5,000 in order", is_chunk=5000),
+        Dialect(
+            "adm",
+            "the ADM/OpenAI evaluator: TF1 bilinear resize, IS in parts of 5,000 in order, a reference file's own statistics",
+            is_chunk=5000,
+            stored=True,
+        ),
         Dialect("clean", "clean-fid: Pillow's antialiased bicubic without rounding; KID 100 x 1000"),
     )
 }

@@ -75,6 +75,10 @@ class Rows:
             _same_dims(dims, rows.shape[1])
             yield rows
 
+    @property
+    def dims(self) -> int:
+        return next(self.parts()).shape[1]
+
     def moments(self) -> Moments:
         """Summed over the chunks in order, in float64: the same bits at any number of ranks."""
         return Moments.total(Moments.of_chunk(part) for part in self.parts())

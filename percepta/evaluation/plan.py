@@ -1,10 +1,12 @@
 """From what was asked to what is computed: which metrics in which spaces, which extractors they need, and what is missing for them."""
 
 import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from percepta.evaluation.metrics import DEFAULT, DIVERSITY, METRICS, NAMES, Metric
+from percepta.evaluation.passes import Rows
+from percepta.evaluation.sets import StatsFile
 from percepta.spaces.extractor import EMBEDDING, Extractor, split_name
 
 
@@ -27,6 +29,19 @@ def space_name(family: str, layer: str) -> str:
     return family if layer == EMBEDDING else f"{family}-{layer}"
 
 
+@dataclass(frozen=True)
+class Read:
+    """What was read of one side, by space: rows of features, and statistics that were given instead of them."""
+
+    rows: Mapping[str, Rows]
+    statistics: Mapping[str, StatsFile]
+
+    def of(self, want: Wanted) -> Rows | StatsFile | None:
+        """None where the metric does not look at this side."""
+        given = self.statistics.get(want.space) if want.metric.reads == "moments" else None
+        return self.rows.get(want.space) if given is None else given
+
+
 @dataclass
 class Plan:
     """What will be computed. `missing`: key -> why not, a line each."""
@@ -36,10 +51,12 @@ class Plan:
     missing: dict[str, str] = field(default_factory=dict)
     diversity: bool = False
 
-    def layers(self, generated: bool) -> dict[Extractor, list[str]]:
-        """The layers to read of one side, by extractor."""
+    def layers(self, generated: bool, known: Collection[str] = ()) -> dict[Extractor, list[str]]:
+        """The layers to read of one side, by extractor. `known`: spaces of which this side's statistics are there already."""
         out: dict[Extractor, list[str]] = {}
         for want in self.wanted:
+            if want.metric.reads == "moments" and want.space in known:
+                continue
             if generated or want.metric.reads != "generated":
                 layers = out.setdefault(self.extractors[want.family], [])
                 if want.layer not in layers:
@@ -89,6 +106,32 @@ def make_plan(
             extractor = plan.extractors[family]
             plan.wanted.append(Wanted(metric, family, layer or extractor.default, suffix))
     return plan
+
+
+def without_impossible(plan: Plan, fake: StatsFile | None, real: StatsFile | None) -> Plan:
+    """The plan less what a side of statistics (None: it has images) cannot give; the reasons are added to what is missing."""
+    kept = []
+    for want in plan.wanted:
+        reason = _impossible(want, plan.extractors[want.family], fake, real)
+        if reason is None:
+            kept.append(want)
+        else:
+            plan.missing |= {f"{key}{want.suffix}": reason for key in want.metric.keys}
+    plan.wanted = kept
+    return plan
+
+
+def _impossible(want: Wanted, extractor: Extractor, fake: StatsFile | None, real: StatsFile | None) -> str | None:
+    if want.metric.reads == "generated":
+        return None if fake is None else f"needs images; {fake.name} holds statistics (mu, sigma) only"
+    dims = extractor.layers[want.layer]
+    for side in (fake, real):
+        if side is not None and dims is not None and side.of(want.space).dims != dims:
+            return (
+                f"{side.name} holds statistics of {side.of(want.space).dims} features, {want.space} has {dims}: name the space they were "
+                "made in (--space)"
+            )
+    return None
 
 
 def _open(

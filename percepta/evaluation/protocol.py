@@ -6,9 +6,11 @@ from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
+import torch
+
 from percepta._version import __version__
 from percepta.evaluation.metrics import Dialect
-from percepta.evaluation.plan import Plan
+from percepta.evaluation.plan import Plan, Read
 from percepta.evaluation.sets import ImageSet, StatsFile
 
 PAPERS = (10_000, 50_000)  # the sample counts of published numbers
@@ -28,10 +30,11 @@ def protocol_of(
                 "layers": sorted({want.layer for want in plan.wanted if want.family == family}), **extra(extractor),
             }
             for family, extractor in plan.extractors.items()
+            if any(want.family == family for want in plan.wanted)
         },
         "seed": seed,
         "versions": {
-            "percepta": __version__, "python": platform.python_version(), "torch": version("torch"), "numpy": version("numpy"),
+            "percepta": __version__, "python": platform.python_version(), "torch": str(torch.__version__), "numpy": version("numpy"),
             "pillow": version("pillow"),
         },
     }  # fmt: skip
@@ -55,7 +58,9 @@ def side_facts(side: ImageSet | StatsFile) -> dict[str, Any]:
     }
 
 
-def warnings_of(fake: ImageSet | StatsFile, real: ImageSet | StatsFile, plan: Plan, dialect: Dialect) -> list[str]:
+def warnings_of(
+    fake: ImageSet | StatsFile, real: ImageSet | StatsFile, plan: Plan, dialect: Dialect, read: Sequence[Read]
+) -> list[str]:
     """What a reader of these numbers has to know."""
     out: list[str] = []
     images = [side for side in (fake, real) if isinstance(side, ImageSet)]
@@ -67,8 +72,8 @@ def warnings_of(fake: ImageSet | StatsFile, real: ImageSet | StatsFile, plan: Pl
         )
     elif spaces and isinstance(fake, ImageSet) and len(fake) == 10_000:
         out.append("10,000 generated images: do not set this beside an FID of 50,000, it is larger by its count alone")
-    for side in images:
-        out += _too_few(side, plan)
+    for side, found in zip((fake, real), read, strict=True):
+        out += _too_few(side, found, plan)
     if any(w.space == "inception-768" for w in plan.wanted):
         out.append("inception-768 is not the published FID (2048 features): call it FID-768 and never set it beside a paper's")
     smallest = min((len(side) for side in images), default=0)
@@ -79,13 +84,16 @@ def warnings_of(fake: ImageSet | StatsFile, real: ImageSet | StatsFile, plan: Pl
     return out
 
 
-def _too_few(side: ImageSet, plan: Plan) -> list[str]:
+def _too_few(side: ImageSet | StatsFile, read: Read, plan: Plan) -> list[str]:
+    """A covariance of d features has rank d only from d + 1 images on."""
+    out = []
     for want in plan.wanted:
-        dims = plan.extractors[want.family].layers[want.layer]
-        if want.metric.reads == "moments" and dims and len(side) <= dims:
-            text = f"{len(side):,} images are fewer than the {dims} features of {want.space}: its covariance is singular"
-            return [f"{side.name}: {text} and the Frechet distance strongly biased"]
-    return []
+        found = read.of(want) if want.metric.reads == "moments" else None
+        count = None if found is None else found.count if isinstance(found, StatsFile) else len(found)
+        if found is not None and count is not None and count <= found.dims:
+            fewer = f"{count:,} images are too few for the {found.dims:,} features of {want.space}"
+            out.append(f"{side.name}: {fewer}: its covariance is singular and the Frechet distance strongly biased")
+    return out
 
 
 def between(fake: ImageSet, real: ImageSet) -> list[str]:

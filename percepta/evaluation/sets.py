@@ -24,19 +24,31 @@ from percepta.evaluation.imageset import ImageSet
 __all__ = ["Arrays", "ImageSet", "StatsFile", "open_side", "short_hash"]
 
 STATS = ("mu", "sigma")
+SPATIAL = ("mu_s", "sigma_s")  # of sFID's features, in ADM's files
+SPATIAL_SPACE = "inception-spatial"
+UNUSED = "; the statistics in the file (mu, sigma) are not used, its images are"
+USED = "; fid and sfid use the statistics in the file (mu, sigma), all else its images"
 
 
 class StatsFile(NamedTuple):
-    """Mean and covariance of features from an npz: no images, so only Frechet distances can use it. `count` where the file tells (`n`)."""
+    """Mean and covariance of features from an npz: no images, so only Frechet distances can use it. `count` where the file tells (`n`).
+
+    `spatial`: those of sFID's features, where the file has them apart (`mu_s`, `sigma_s`).
+    """
 
     name: str
     fingerprint: str
     gaussian: Gaussian
     count: int | None
+    spatial: Gaussian | None = None
 
     @property
     def dims(self) -> int:
         return len(self.gaussian.mean)
+
+    def of(self, space: str) -> "StatsFile":
+        """What the file has for this space."""
+        return self if self.spatial is None or space != SPATIAL_SPACE else self._replace(gaussian=self.spatial, spatial=None)
 
 
 class Arrays(Source):
@@ -96,8 +108,20 @@ def open_side(
     name, source = _source(spec, size)
     side = _choose(name, source, range(len(source)), num, transform, on_bad)
     if isinstance(spec, (str, Path)) and _members(Path(spec)) >= set(STATS):  # ADM's reference files have both
-        side.selection += "; the statistics in the file (mu, sigma) are not used, its images are"
+        side.selection += UNUSED
     return side
+
+
+def stored_statistics(side: ImageSet, wanted: bool) -> StatsFile | None:
+    """The statistics that lie beside the images in an npz, if they are wanted: ADM's evaluator compares with them. The side's facts say so.
+
+    Only of a file that is taken whole and as it is: of other images they would be wrong.
+    """
+    if not side.selection.endswith((UNUSED, USED)):
+        return None
+    used = wanted and side.transform is None and len(side.indices) == len(side.source)
+    side.selection = side.selection.removesuffix(UNUSED).removesuffix(USED) + (USED if used else UNUSED)
+    return _read_statistics(Path(side.name)) if used else None
 
 
 def short_hash(text: str) -> str:
@@ -188,6 +212,10 @@ def _statistics(spec: str | Path) -> StatsFile | None:
         return None
     if not names >= set(STATS):
         raise ValueError(f"{path}: statistics are mu and sigma, it holds {', '.join(sorted(names))}")
+    return _read_statistics(path)
+
+
+def _read_statistics(path: Path) -> StatsFile:
     for member in zipfile.ZipFile(path).infolist():
         if member.file_size > min(NPZ_BYTES, NPZ_RATIO * max(member.compress_size, 2**16)):
             raise ValueError(
@@ -195,13 +223,14 @@ def _statistics(spec: str | Path) -> StatsFile | None:
             )
     pack = _readable(path, lambda: _arrays(path))
     count = _count(path, pack)
-    return StatsFile(str(spec), _digest(path), _gaussian(path, pack, count), count)
+    spatial = _gaussian(path, pack, count, SPATIAL) if set(pack) >= set(SPATIAL) else None
+    return StatsFile(str(path), _digest(path), _gaussian(path, pack, count), count, spatial)
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:
     with np.load(path, allow_pickle=False) as pack:
         try:
-            return {key: pack[key] for key in (*STATS, "n") if key in pack}
+            return {key: pack[key] for key in (*STATS, *SPATIAL, "n") if key in pack}
         except ValueError as error:
             if "allow_pickle" in str(error):
                 raise ValueError(f"{path}: holds pickled objects, which are never executed; store plain arrays") from error
@@ -213,8 +242,8 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _gaussian(path: Path, pack: dict[str, np.ndarray], count: int | None) -> Gaussian:
-    mu, sigma = pack["mu"], pack["sigma"]
+def _gaussian(path: Path, pack: dict[str, np.ndarray], count: int | None, names: tuple[str, str] = STATS) -> Gaussian:
+    mu, sigma = (pack[name] for name in names)
     if mu.dtype.kind != "f" or sigma.dtype.kind != "f" or mu.ndim != 1 or not len(mu) or sigma.shape != (len(mu), len(mu)):
         raise ValueError(
             f"{path}: needs floats mu [d] and sigma [d, d], got {mu.dtype} {list(mu.shape)} and {sigma.dtype} {list(sigma.shape)}"

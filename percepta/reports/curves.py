@@ -64,7 +64,7 @@ def training_charts(runs: Sequence[Run]) -> dict[str, list[Chart]]:
     lines = max(1, sum(len(run.metrics[-1]) if run.metrics else 1 for run in runs) + 2 * len(runs))
     most = max(40, min(POINTS, ALL_POINTS // (3 * lines)))
     groups = {
-        "terms": [_chart(runs, k, k, "mean since the line before", "", most) for k in terms],
+        "terms": [_chart(runs, k, k, "mean of the steps since the point before", "", most) for k in terms],
         "shares": [_share_chart(run, shares, most) for run in runs] if shares else [],
         "optimizer": [
             *(_chart(runs, k, f"Gradient norm: {k.removeprefix('grad_norm/')}", "before clipping", "", most) for k in norms),
@@ -108,8 +108,10 @@ def evaluation_charts(runs: Sequence[Run]) -> tuple[list[Chart], list[str]]:
     for name in dict.fromkeys(name for alike in dated for judged in alike for name in judged.metrics):
         drawn = [one for k, run in enumerate(runs) if (one := _judged_line(k, run.name, dated[k], name))]
         if any(len(one["x"]) > 1 for one in drawn):
+            spaces = {str(j.metrics[name].get("space") or "") for alike in dated for j in alike if name in j.metrics}
+            space = spaces.pop() if len(spaces) == 1 else ""
             better = f"{direction(name)} is better" if direction(name) else ""
-            charts.append({"id": f"evaluation/{name}", "title": spoken(name), "about": better, "unit": "", "lines": drawn})
+            charts.append({"id": f"evaluation/{name}", "title": spoken(name, space), "about": better, "unit": "", "lines": drawn})
     return charts, notes
 
 

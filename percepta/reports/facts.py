@@ -5,9 +5,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from percepta.reports.numbers import MOVABLE, flat
 from percepta.reports.run import Run, number
 
 SHELL_HOME = "runs/again"
+ASKED = {"precision": "pr", "recall": "pr", "density": "dc", "coverage": "dc"}  # value -> the metric that is asked for
 
 
 def facts(run: Run) -> list[tuple[str, str]]:
@@ -51,8 +53,8 @@ def lede(run: Run) -> str:
     """One sentence: what was trained on what, how far."""
     data = run.settings.get("data", "unnamed data")
     count = short(run.resolved.get("parameters"))
-    model = f"a {run.recipe} model of {count} parameters" if count else f"a {run.recipe} model"
-    return f"{model[0].upper()}{model[1:]}, trained on {data}. {state(run)}"
+    model = f"{'An' if run.recipe[:1] in 'aeiou' else 'A'} {run.recipe} model" + (f" of {count} parameters" if count else "")
+    return f"{model}, trained on {data}. {state(run)}"
 
 
 def state(run: Run) -> str:
@@ -74,8 +76,37 @@ def commands(run: Run) -> list[tuple[str, str]]:
         out.append(
             ("Go on where it stopped", f"percepta train {run.recipe} --out {shlex.quote(str(shown_path(run.root)))} --resume")
         )
-    out.append(("The same without the file: every flag", spelt_out(run)))
+    if (judge := judge_again(run)) is not None:
+        out.append(("Judge it again", judge))
+    out.append(("The same training without the file: every flag", spelt_out(run)))
     return out
+
+
+def judge_again(run: Run) -> str | None:
+    """The command of the last evaluation made after training; None where its protocol does not say enough to repeat it."""
+    latest = run.latest
+    if latest is None or latest.step is not None:  # those of a step were made while it trained, by its own random stream
+        return None
+    known, metrics = dict(flat(latest.protocol)), latest.metrics
+    drawn = {key.removeprefix("generated.drawn."): value for key, value in known.items() if key.startswith("generated.drawn.")}
+    if not known.get("reference.name") or "sampler" not in drawn or not str(known.get("reference.transform")).startswith("none"):
+        return None
+    words = ["percepta", "evaluate", str(shown_path(run.root)), str(known["reference.name"])]
+    words += ["--metrics", ",".join(dict.fromkeys(ASKED.get(key.partition("@")[0], key.partition("@")[0]) for key in metrics))]
+    spaces = dict.fromkeys(str(value.get("space")) for key, value in metrics.items() if key.partition("@")[0] in MOVABLE)
+    if list(spaces) not in ([], ["inception-2048"]):
+        words += ["--space", ",".join(spaces)]
+    for name in ("num", "sampler", "steps", "guidance", "seed"):
+        if drawn.get(name) is not None:
+            words += [f"--{name}", str(drawn[name])]
+    for flag, key, usual in (
+        ("--dialect", "dialect.name", "torch-fidelity"),
+        ("--kid-subsets", "dialect.kid_subsets", 100),
+        ("--kid-size", "dialect.kid_size", 1000),
+    ):
+        if known.get(key, usual) != usual:
+            words += [flag, str(known[key])]
+    return shlex.join(words)
 
 
 def spelt_out(run: Run) -> str:

@@ -39,7 +39,7 @@ def neighbour_panel(
     """A row per sample: the sample, a gap, and its neighbours with their distances, nearest first."""
     if not len(queries) == len(neighbours) == len(distances) or any(len(n) != distances.shape[1] for n in neighbours):
         raise ValueError(f"{len(queries)} samples, {len(neighbours)} rows of neighbours and {distances.shape} distances do not fit")
-    figure = _figure(1.3 * (distances.shape[1] + 1.3), 1.42 * len(queries) + 0.15)
+    figure = _figure(distances.shape[1] + 1.3, 1.2 * len(queries) + 0.15)
     widths = [1, 0.12, *[1] * distances.shape[1]]
     grid = figure.add_gridspec(len(queries), len(widths), width_ratios=widths, wspace=0.06, hspace=0.25)
     for i, query in enumerate(queries):
@@ -50,9 +50,9 @@ def neighbour_panel(
             axes.imshow(image, interpolation="nearest")
             axes.set_axis_off()
             if j:
-                axes.set_title(f"{distances[i, j - 2]:.3g}", fontsize=8, color=SOFT, pad=2)
+                axes.set_title(f"{distances[i, j - 2]:.3g}", fontsize=10, color=SOFT, pad=3)
             elif i == 0:
-                axes.set_title("sample", fontsize=8, color=INK, pad=2)
+                axes.set_title("sample", fontsize=10, color=INK, pad=3)
     return _save(folder, name, _drawn(figure), words)
 
 
@@ -87,7 +87,7 @@ def distribution_plot(folder: Path, name: str, lists: Mapping[str, Sequence[floa
     for label, values in arrays.items():
         if values.ndim != 1 or not values.size or not np.isfinite(values).all():
             raise ValueError(f"the list {label!r} must hold finite numbers, got shape {values.shape}")
-    figure = _figure(6.4, 3.4)
+    figure = _figure(5.2, 3.0)
     axes = figure.add_subplot()
     edges = np.histogram_bin_edges(np.concatenate(list(arrays.values())), bins=40).tolist()
     for (label, values), colour, dash in zip(arrays.items(), LINES, ("-", "--", ":", "-.", "-"), strict=False):

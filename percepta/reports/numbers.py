@@ -13,6 +13,21 @@ NAMES = {
     "density": "Density", "coverage": "Coverage", "clip-fd": "CLIP-FD", "fd-dinov2": "FD-DINOv2", "cmmd": "CMMD",
     "lpips-diversity": "LPIPS diversity",
 }  # fmt: skip
+MOVABLE = ("fid", "kid", "precision", "recall", "density", "coverage")  # those that follow --space
+ABOUT = {
+    "fid": "how far the features of both sets lie apart, as two Gaussians: means and covariances together. In squared units of the features; 0 is equal",
+    "sfid": "the same on features that still know where in the image they are: whether things stand in the right place",
+    "is": "whether each image is clearly of one class, and all classes occur. It never sees real images",
+    "kid": "how far the features lie apart without taking them for Gaussian; its mean does not depend on the number of images. The spread is that over subsets",
+    "precision": "the share of generated images that lie among the real ones: do they look right? From 0 to 1",
+    "recall": "the share of real images that lie among the generated ones: does the model make all kinds? From 0 to 1",
+    "density": "as precision, but an outlier among the real images counts little; may exceed 1",
+    "coverage": "the share of real images that have a generated one near them. From 0 to 1",
+    "clip-fd": "a Frechet distance in what CLIP sees: meaning more than texture",
+    "fd-dinov2": "a Frechet distance in what DINOv2 sees, which agrees best with people's judgement",
+    "cmmd": "a distance in what CLIP sees that takes nothing for Gaussian",
+    "lpips-diversity": "how different pairs of generated images look; the real set's own value is what it should be near, noise has more",
+}  # fmt: skip
 # a protocol says much that does not make numbers incomparable: which folder, which versions; these parts do
 DECISIVE = ("reference.fingerprint", "generated.count", "generated.transform", "reference.transform", "dialect.", "extractors.")
 DRAWN = "generated.drawn."
@@ -25,10 +40,14 @@ def direction(metric: str) -> str:
     return "higher" if name in HIGHER else "lower" if name in LOWER else ""
 
 
-def spoken(metric: str) -> str:
-    """A metric's name for readers: `kid@dinov2` is KID in dinov2."""
-    base, _, space = metric.partition("@")
-    return NAMES.get(base, base) + (f" in {space}" if space else "")
+def spoken(metric: str, space: str = "") -> str:
+    """A metric's name for readers: `kid@dinov2` is KID in dinov2. FID is said only of Inception's features, and which where not 2048."""
+    base, _, other = metric.partition("@")
+    where = f" in {other or space}" if other or space not in ("", "inception-2048") else ""
+    if base == "fid" and where:
+        layer = (other or space).removeprefix("inception-")
+        return f"FID-{layer}" if layer.isdigit() else f"Frechet distance{where}"
+    return NAMES.get(base, base) + (where if base in MOVABLE else "")
 
 
 def shown(value: Any, digits: int = 4) -> str:
@@ -80,18 +99,10 @@ def metric_table(runs: Sequence[Run]) -> dict[str, Any]:
         cells = [_cell(judged.metrics.get(name), notes) for _, judged in columns]
         if not decisive:
             _mark_best(name, cells)
-        base, _, space = name.partition("@")
-        spaces = {cell["space"] for cell in cells if cell and cell["space"]}
-        rows.append(
-            {
-                "name": NAMES.get(base, base),
-                "space": space or ", ".join(sorted(spaces)),
-                "better": direction(name),
-                "cells": cells,
-            }
-        )
+        rows.append(_row(name, cells))
     return {
         "columns": [_column(run, judged) for run, judged in columns],
+        "about": _about(names, rows),
         "warnings": _warnings(columns),
         "rows": rows,
         "notes": notes,
@@ -102,9 +113,28 @@ def metric_table(runs: Sequence[Run]) -> dict[str, Any]:
     }
 
 
+def _about(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """What each metric of the table says, once, under the name that it has there."""
+    first = {}
+    for name, row in zip(names, rows, strict=True):
+        first.setdefault(name.partition("@")[0], row["name"])
+    return [(said, ABOUT[base]) for base, said in first.items() if base in ABOUT]
+
+
+def _row(name: str, cells: Sequence[dict[str, Any] | None]) -> dict[str, Any]:
+    base, _, space = name.partition("@")
+    spaces = sorted({cell["space"] for cell in cells if cell and cell["space"]})
+    said = spoken(base, space or (spaces[0] if len(spaces) == 1 else "")).partition(" in ")[0]  # the space has a line of its own
+    return {"name": said, "space": space or ", ".join(spaces), "better": direction(name), "cells": cells}
+
+
 def _column(run: Run, judged: Judged) -> dict[str, Any]:
+    generated = judged.protocol.get("generated")
+    count = number(generated.get("count")) if isinstance(generated, Mapping) else None
+    label = "" if judged.label == "evaluation" else judged.label  # the name of the file says nothing to a reader
+    told = ", ".join(part for part in (label, f"{count:,.0f} images" if count is not None else "") if part)
     return {
-        "run": run.name, "label": judged.label, "step": judged.step, "protocol": [(key, "none" if value is None else value) for key, value in flat(judged.protocol)],
+        "run": run.name, "label": told, "step": judged.step, "protocol": [(key, "none" if value is None else value) for key, value in flat(judged.protocol)],
     }  # fmt: skip
 
 
@@ -126,16 +156,18 @@ def _cell(value: Mapping[str, Any] | None, notes: list[str]) -> dict[str, Any] |
         notes.append(note)
     return {
         "value": shown(value.get("value")), "std": shown(value["std"], 2) if number(value.get("std")) is not None else "",
-        "number": number(value.get("value")), "space": str(value.get("space") or ""), "contaminated": bool(value.get("contaminated")),
+        "number": number(value.get("value")), "spread": number(value.get("std")) or 0.0, "space": str(value.get("space") or ""), "contaminated": bool(value.get("contaminated")),
         "note": notes.index(note) + 1 if note else 0, "best": False,
     }  # fmt: skip
 
 
 def _mark_best(name: str, cells: Sequence[dict[str, Any] | None]) -> None:
-    """The best of the honest values; a value in a space that was trained against is never the best of several runs."""
+    """The best of the honest values: never one in a space that was trained against, and none where the spread hides which is best."""
     honest = [c for c in cells if c and c["number"] is not None and not c["contaminated"]]
     if len({c["number"] for c in honest}) < 2 or not direction(name) or len({c["space"] for c in honest}) > 1:
         return
-    best = (max if direction(name) == "higher" else min)(c["number"] for c in honest)
+    first, *others = sorted(honest, key=lambda c: c["number"], reverse=direction(name) == "higher")
+    if any(abs(c["number"] - first["number"]) < max(c["spread"], first["spread"]) for c in others):
+        return
     for cell in honest:
-        cell["best"] = cell["number"] == best
+        cell["best"] = cell["number"] == first["number"]

@@ -21,7 +21,7 @@ from percepta.reports.pictures import GRIDS, PAGE, chosen, picture
 from percepta.reports.run import Run, read_runs
 
 TEMPLATES = Path(__file__).with_name("templates")
-HOW_DRAWN = ("sampler", "steps", "spacing", "eta", "clip", "guidance", "seed", "num", "weights")
+HOW_DRAWN = ("shows", "sampler", "steps", "spacing", "eta", "clip", "guidance", "seed", "num", "weights")
 MOST_RUNS = 20
 
 
@@ -142,7 +142,7 @@ def how_drawn(how: dict[str, Any]) -> str:
     if not how:
         return "How these were drawn is not recorded."
     parts = [
-        f"{how['num']} images" if "num" in how else "", f"{how['sampler']}, {how.get('steps', '?')} steps" if "sampler" in how else "",
+        f"{how['num']} images" if "num" in how else "", str(how.get("shows", "")), f"{how['sampler']}, {how.get('steps', '?')} steps" if "sampler" in how else "",
         f"seed {how['seed']}" if "seed" in how else "", f"guidance {how['guidance']:g}" if how.get("guidance", 1) != 1 else "",
         {"ema": "averaged weights", "raw": "last weights"}.get(str(how.get("weights")), ""),
     ]  # fmt: skip

@@ -32,9 +32,10 @@ def picture(path: Path, budget: int = 400_000) -> Picture:
     if path.suffix.lower() == ".svg":
         return Picture(f"data:image/svg+xml;base64,{_base64(path.read_bytes())}", 0, 0)
     try:
-        with warnings.catch_warnings(), Image.open(path) as opened:
+        with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = opened.convert("RGB")
+            with Image.open(path) as opened:
+                image = opened.convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError(f"{path} is not a picture that can be read: {error}") from None
     width, height = image.size

@@ -5,6 +5,7 @@ x_t (`scale_model_input` turns a sigma-scheduler's sample into it), the FlowMatc
 with a raw output before EDM's preconditioning. Noise that a scheduler draws comes from one generator per image.
 """
 
+import difflib
 import inspect
 from collections.abc import Sequence
 from typing import Any
@@ -17,7 +18,7 @@ from percepta.estimate import take
 from percepta.formulation import SIGMA_DATA, Cond, noise_of
 from percepta.path import AbstractDiscretePath, Rectified, VarianceExploding
 from percepta.rng import Rng, mix
-from percepta.samplers.front import drawing
+from percepta.samplers.front import SOLVERS, drawing
 from percepta.samplers.step import AnyDenoiser
 
 
@@ -67,7 +68,9 @@ def scheduler_named(name: str, denoiser: AnyDenoiser) -> Any:
     cls = getattr(diffusers, name if name.endswith("Scheduler") else f"{name}Scheduler", None)
     if cls is None:
         known = sorted(k.removesuffix("Scheduler") for k in dir(diffusers) if k.endswith("Scheduler") and "Flax" not in k)
-        raise ValueError(f"diffusers has no scheduler {name!r}; it has: {', '.join(known)}")
+        near = difflib.get_close_matches(name, (*SOLVERS, *known), 1)
+        hint = f", did you mean {near[0]}?" if near else ";"
+        raise ValueError(f"there is no sampler {name!r}{hint} Known: {', '.join(SOLVERS)}, and of diffusers: {', '.join(known)}")
     parameters, path = inspect.signature(cls.__init__).parameters, denoiser.path
     wanted: dict[str, Any] = {"clip_sample": False, "thresholding": False, "skip_prk_steps": True}
     if isinstance(path, AbstractDiscretePath):

@@ -2,8 +2,8 @@
 
 clip     ViT-B/32 at 224 px: CLIP-FD, as clean-fid's `clip_vit_b_32`. The shorter side to 224, then the middle; the projected
          embedding (512) as the network gives it.
-clip-l   ViT-L/14 at 336 px: CMMD (Jayasumana et al. 2024). The whole image to 336 x 336, whatever its shape; the embedding (768) has
-         length 1, as theirs.
+clip-l   ViT-L/14 at 336 px: CMMD (Jayasumana et al. 2024). The middle square, then that to 336 x 336, as the authors' reader does it; the
+         embedding (768) has length 1, as theirs.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from percepta.spaces.space import Features, Reads, Space
-from percepta.spaces.vit import fill, fitted, random_tensors
+from percepta.spaces.vit import fill, fitted, random_tensors, square
 from percepta.weights import find_weights, hash_of_file, read_weights
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -31,7 +31,7 @@ class Kind:
     patch: int
     size: int
     dims: int
-    crop: bool  # the shorter side to `size` and the middle of it; otherwise the sides are scaled each by itself
+    crop: bool  # the shorter side to `size`, then the middle of it; otherwise the middle square first, then that to `size`
     unit: bool  # embeddings of length 1
 
 
@@ -64,7 +64,7 @@ class Clip(Space):
         self.freeze()
 
     def forward(self, x: Float[Tensor, "b 3 h w"]) -> Features:
-        x = (fitted(x, self.kind.size, self.kind.crop) + 1) / 2
+        x = (fitted(x if self.kind.crop else square(x), self.kind.size, self.kind.crop) + 1) / 2
         embedding = self.network(pixel_values=(x - self.mean) / self.std).image_embeds
         return (F.normalize(embedding.float()) if self.kind.unit else embedding.float(),)
 

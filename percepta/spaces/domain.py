@@ -30,6 +30,7 @@ from percepta.weights import hash_of_file, read_weights
 
 WEIGHTS, FACTS = "encoder.safetensors", "domain.json"
 LEAST = 16  # images
+PER_CLASS = 8  # images on average: of fewer, a network learns its examples by heart, and its features say little of any other
 BLOCK = 256  # images that are decoded before they are made small
 
 
@@ -95,31 +96,37 @@ def train_domain(
     seed: int = 0,
     recipe: Recipe | None = None,
     note: Callable[[str], None] = lambda text: None,
+    check: Callable[[], None] = lambda: None,
+    seen_as: str = "",
 ) -> Path:
     """The folder of the encoder for these images, below `folder`; trained if it is not there yet.
 
-    Found again by the images' fingerprint, the recipe and the seed. Classes are used where the source has at least two.
+    Found again by the images' fingerprint, `seen_as` (what that leaves out: how they are cut, and their labels), the recipe and the seed. Classes
+    are used where the source has at least two, and enough images of them. `check` is called often, and may raise to leave.
     """
     recipe = recipe or Recipe()
     if len(source) < LEAST:
         raise ValueError(f"a domain encoder needs at least {LEAST} images to be trained on, got {len(source)}")
     classes = len(source.class_names)
-    method = "supervised" if classes > 1 else "contrastive"
-    parts = (source.fingerprint, len(source), *source.class_names, method, json.dumps(asdict(recipe), sort_keys=True), seed)
+    used = min(len(source), recipe.max_images)
+    labelled = classes > 1 and used >= PER_CLASS * classes
+    method = "supervised" if labelled else "contrastive"
+    # the number of images is in the fingerprint; len() is of the readable ones, once it is known which these are
+    parts = (source.fingerprint, *source.class_names, method, json.dumps(asdict(recipe), sort_keys=True), seed, seen_as)
     target = Path(folder) / sha256("\t".join(map(str, parts)).encode()).hexdigest()[:24]
     if (target / FACTS).is_file():
         note(f"domain encoder: found in {target}")
         return target
-    note(f"domain encoder: training on {min(len(source), recipe.max_images):,} images, {method}, about a minute")
-    indices = np.linspace(0, len(source) - 1, min(len(source), recipe.max_images)).astype(int).tolist()
-    images, labels = _read(source, indices, classes > 1)
+    note(f"domain encoder: training on {used:,} images, {method}, about a minute")
+    indices = np.linspace(0, len(source) - 1, used).astype(int).tolist()
+    images, labels = _read(source, indices, labelled, check)
     if len(images) < LEAST:
         raise ValueError(
             f"a domain encoder needs at least {LEAST} images to be trained on, only {len(images)} of {len(indices)} can be read"
         )
-    made = fit(images, labels, recipe, seed, note)
+    made = fit(images, labels, recipe, seed, note, check)
     facts = {
-        "method": method, "classes": classes if classes > 1 else 0, "images": len(images), "of": len(source), "seed": seed,
+        "method": method, "classes": classes if labelled else 0, "images": len(images), "of": len(source), "seed": seed,
         "fingerprint": source.fingerprint, "size": images.shape[-1], "reached": made.reached, "held": made.held, "recipe": asdict(recipe),
     }  # fmt: skip
     _save(made, facts, target)
@@ -138,12 +145,13 @@ def read_facts(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{file} is damaged: remove {folder} and train it again ({error})") from error
 
 
-def _read(source: Images, indices: list[int], labelled: bool) -> tuple[Tensor, Tensor | None]:
+def _read(source: Images, indices: list[int], labelled: bool, check: Callable[[], None]) -> tuple[Tensor, Tensor | None]:
     """All images that can be read, made small, uint8 [n, 3, s, s], and their labels. s = 32 where the first is no larger, else 64."""
     parts: list[Tensor] = []
     labels: list[int] = []
     size = 0
     for start in range(0, len(indices), BLOCK):
+        check()
         for item in source.read_many(indices[start : start + BLOCK]):
             if isinstance(item, Exception):
                 continue
@@ -168,6 +176,8 @@ def _save(made: Fitted, facts: dict[str, Any], target: Path) -> None:
         save_file({name: value.contiguous() for name, value in made.encoder.state_dict().items()}, scratch / WEIGHTS)
         facts = facts | {"weights": hash_of_file(scratch / WEIGHTS)}
         (scratch / FACTS).write_text(json.dumps(facts, indent=1) + "\n")
+        if target.is_dir() and not (target / FACTS).is_file():
+            shutil.rmtree(target)  # a part of an encoder, which nothing could ever be read from
         if not target.is_dir():
             os.replace(scratch, target)
     except OSError as error:

@@ -74,9 +74,10 @@ class Encoder(nn.Module):
 
 
 def fit(
-    images: UInt8[Tensor, "n 3 s s"], labels: Int64[Tensor, "n"] | None, recipe: Recipe, seed: int, note: Callable[[str], None]
-) -> Fitted:
-    """Train on these images. A loss that is not finite ends it with an error."""
+    images: UInt8[Tensor, "n 3 s s"], labels: Int64[Tensor, "n"] | None, recipe: Recipe, seed: int, note: Callable[[str], None],
+    check: Callable[[], None] = lambda: None,
+) -> Fitted:  # fmt: skip
+    """Train on these images. A loss that is not finite ends it with an error; `check` is called at each step and may raise to leave."""
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(images), generator=generator)
     held = 0 if labels is None else min(1000, int(recipe.held * len(images)))
@@ -93,7 +94,7 @@ def fit(
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=DIMS**-0.5, generator=generator)
             nn.init.zeros_(module.bias)
-    losses = _run(encoder, head, images[seen], None if labels is None else labels[seen], recipe, generator, note)
+    losses = _run(encoder, head, images[seen], None if labels is None else labels[seen], recipe, generator, note, check)
     encoder.eval()
     if labels is not None and held:
         with torch.no_grad():
@@ -105,13 +106,14 @@ def fit(
 
 def _run(
     encoder: Encoder, head: nn.Module, images: Tensor, labels: Tensor | None, recipe: Recipe, generator: torch.Generator,
-    note: Callable[[str], None],
+    note: Callable[[str], None], check: Callable[[], None],
 ) -> list[float]:  # fmt: skip
     """All steps; the losses. Samples are drawn with replacement."""
     parameters = [*encoder.parameters(), *head.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay)
     losses: list[float] = []
     for step in range(recipe.steps):
+        check()
         done = step / recipe.steps
         for group in optimizer.param_groups:
             group["lr"] = recipe.lr * min(1.0, (step + 1) / (0.1 * recipe.steps)) * (0.5 + 0.5 * math.cos(math.pi * done))

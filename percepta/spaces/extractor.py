@@ -6,6 +6,7 @@
 `identity` is the key under which rows are cached: it changes with whatever could change a number.
 """
 
+import difflib
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,7 +26,8 @@ from percepta.spaces.inception import FULL, PARTIAL, TAPS, Inception
 from percepta.spaces.lpips import CHANNELS, Pooled
 from percepta.spaces.resizing import known_dialect
 from percepta.spaces.space import Space
-from percepta.spaces.vit import fitted_by_pillow
+from percepta.spaces.trunks import TRUNKS
+from percepta.spaces.vit import fitted_by_pillow, square
 from percepta.weights import find_weights, has_weights, hash_of_file
 
 VERSION = 1  # of what an extractor computes: raise it when a number changes
@@ -85,6 +87,19 @@ def known_extractors() -> dict[str, str]:
     return dict(FAMILIES)
 
 
+def weights_behind(family: str) -> tuple[str, ...]:
+    """The weights (percepta/weights) of which one is enough for a family, the whole ones first; none where it needs no download."""
+    if family not in FAMILIES:
+        raise ValueError(f"unknown space {family!r}; known: {', '.join(FAMILIES)}")
+    if family == "inception":
+        return (*FULL, PARTIAL)
+    if family in CLIPS:
+        return (CLIPS[family].weights,)
+    if family in DINOS:
+        return (DINOS[family][1],)
+    return TRUNKS[family].weights if family in CHANNELS else ()
+
+
 def split_name(spec: str) -> tuple[str, str | None]:
     """(family, layer): "inception-768" is ("inception", "768"), "clip-l" is ("clip-l", None). "lpips-alex" is another name of "alex"."""
     plain = spec.removeprefix("lpips-")
@@ -94,8 +109,10 @@ def split_name(spec: str) -> tuple[str, str | None]:
         layer = plain.removeprefix(f"{family}-")
         if layer != plain and layer in (TAPS if family == "inception" else (EMBEDDING,)):
             return family, layer
+    near = difflib.get_close_matches(plain, [*FAMILIES, *(f"inception-{tap}" for tap in TAPS)], 1)
+    hint = f" (did you mean {near[0]}?)" if near else ""
     raise ValueError(
-        f"unknown space {spec!r}; known: {', '.join(FAMILIES)}, each with its layer behind a dash if another than the usual one is meant "
+        f"unknown space {spec!r}{hint}; known: {', '.join(FAMILIES)}, each with its layer behind a dash if another than the usual one is meant "
         f"(inception-{', inception-'.join(TAPS)})"
     )
 
@@ -173,8 +190,9 @@ def _clip(name: str, precision: str, device: str, weights: str) -> Extractor:
             name, {EMBEDDING: space.kind.dims}, EMBEDDING, f"Pillow bicubic, shorter side to {size}, centre crop", space.weights,
             _one(space, precision, device, lambda images: fitted_by_pillow(images, size, crop)),
         )  # fmt: skip
-    text = f"antialiased bicubic in floating point to {size} x {size}"
-    return Extractor(name, {EMBEDDING: space.kind.dims}, EMBEDDING, text, space.weights, _one(space, precision, device))
+    read = _one(space, precision, device, lambda images: fitted_by_pillow(square(images), size, crop))
+    text = f"the middle square, Pillow bicubic to {size} x {size}"
+    return Extractor(name, {EMBEDDING: space.kind.dims}, EMBEDDING, text, space.weights, read)
 
 
 def _dino(name: str, precision: str, device: str, weights: str) -> Extractor:

@@ -1,7 +1,7 @@
 """What the vision transformers (CLIP, DINOv2) share: how images reach their size, and how their weights get in.
 
-Two ways to the same size: in floating point, antialiased, with gradients (training, and CMMD), and by Pillow in 8 bits, which is what the
-reference tools do before they measure. They differ by the rounding only.
+Two ways to the same size: in floating point, antialiased, with gradients (training), and by Pillow in 8 bits, which is what the reference
+tools do before they measure. They differ by the rounding only.
 """
 
 from collections.abc import Mapping
@@ -26,6 +26,14 @@ def centre(x: Tensor, size: int) -> Tensor:
     """The middle size x size; a half pixel goes to the even side, as torchvision's CenterCrop puts it."""
     top, left = (round((side - size) / 2) for side in x.shape[-2:])
     return x[..., top : top + size, left : left + size]
+
+
+def square(x: Tensor) -> Tensor:
+    """The middle square of an image at its own size; a half pixel goes up and left, as CMMD's reader cuts it."""
+    height, width = x.shape[-2:]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    return x[..., top : top + side, left : left + side]
 
 
 def fitted(x: Float[Tensor, "b 3 h w"], size: int, crop: bool) -> Float[Tensor, "b 3 s s"]:

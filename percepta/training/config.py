@@ -74,6 +74,9 @@ FREE_ON_RESUME = frozenset(
 )
 
 
+SCORES = ("keep_best", "eval_space", "eval_data", "eval_num", "eval_steps", "sampler", "guidance")  # what a kept score comes from
+
+
 def check_continuation(path: Path, recipe: Recipe, settings: Settings) -> None:
     """Refuse to continue a run under flags that would make it another one; `path` is the run's config.json."""
     if not path.is_file():
@@ -81,11 +84,14 @@ def check_continuation(path: Path, recipe: Recipe, settings: Settings) -> None:
     was, now = json.loads(path.read_text()), json.loads(json.dumps(asked(recipe, settings), default=str))
     if was["recipe"] != now["recipe"]:
         raise ValueError(f"{path.parent} is a run of the recipe {was['recipe']!r}, not {now['recipe']!r}")
+    # the best checkpoint has a score: one made in another way could neither beat it nor be beaten
+    scored = was["settings"].get("keep_best") is not None and now["settings"]["keep_best"] is not None
+    bound = frozenset(SCORES if scored else ())
     changed = [
         f"--{key.replace('_', '-')} {was[part].get(key)} (now {now[part][key]})"
         for part in ("knobs", "settings")
         for key in now[part]
-        if was[part].get(key) != now[part][key] and (part == "knobs" or key not in FREE_ON_RESUME)
+        if was[part].get(key) != now[part][key] and (part == "knobs" or key not in FREE_ON_RESUME - bound)
     ]
     if changed:
         raise ValueError(

@@ -53,7 +53,7 @@ class Evaluator:
             found = self.judge(
                 made, self.real, metrics=self.metrics, spaces=self.spaces, dialect=DIALECT, device=str(self.device),
                 cache=self.settings.cache and self.settings.cache / "features", seed=self.settings.seed, trained_against=self.trained,
-                drawn={**how, "step": step}, check=check,
+                drawn={**how, "step": step}, check=check, keep_rows=False,
             )  # fmt: skip
         return {"step": step, "images": images, **found.to_json()}
 
@@ -62,33 +62,40 @@ class Evaluator:
         name = self.settings.keep_best
         if name is None or not file.is_file():
             return None
-        value = float(json.loads(file.read_text())["metrics"][name]["value"])
+        found = json.loads(file.read_text())["metrics"].get(name)  # none in an evaluation from before a resume with other metrics
+        value = math.nan if found is None else float(found["value"])
         return None if not math.isfinite(value) else value if self.lower[name] else -value
 
 
 def prepared(
-    product: Product, settings: Settings, device: torch.device, trained: Sequence[str], note: Callable[[str], None]
+    product: Product, settings: Settings, device: torch.device, trained: Sequence[str], note: Callable[[str], None], check: Check
 ) -> Evaluator | None:
-    """The evaluator that the settings ask for, or None; ValueError for what could not be computed later."""
+    """The evaluator that the settings ask for, or None; ValueError for what could not be computed later. `check` may raise to leave."""
     if not settings.eval_every:
         return None
     from percepta.evaluation.evaluate import Opener, cache_folder, evaluate, make_dialect
-    from percepta.evaluation.plan import check_metrics, make_plan
+    from percepta.evaluation.plan import check_metrics, make_plan, without_impossible
     from percepta.evaluation.sets import StatsFile
+    from percepta.training.ready import diversity_missing, make_sure
 
     metrics, how = check_metrics(words(settings.eval_metrics)), make_dialect(DIALECT)
     real = reference(settings, product)
     cache = settings.cache / "features" if settings.cache else cache_folder()
-    opener = Opener(how, "fp32", str(device), cache, real, settings.seed, note)
+    opener = Opener(how, "fp32", str(device), cache, real, settings.seed, note, check)
     with untouched(device):  # the space `domain` may be trained here
         spaces = words(settings.eval_space or "") or opener.usual(metrics)
         plan = make_plan(metrics, spaces, opener, isinstance(real, StatsFile))
+    if isinstance(real, StatsFile):
+        plan = without_impossible(plan, None, real)
+    plan.missing |= diversity_missing(plan, settings.size)
     if plan.missing:
         raise ValueError(f"--eval-metrics {settings.eval_metrics} cannot all be computed: " + "; ".join(
             f"{name}: {why}" for name, why in plan.missing.items()))  # fmt: skip
     lower = directions(plan)
     if settings.keep_best is not None and settings.keep_best not in lower:
         raise ValueError(f"--keep-best {settings.keep_best} is not among what is evaluated: {', '.join(lower)}")
+    with untouched(device):
+        make_sure(plan, how, real, settings, cache, note, check)
     for warning in dict.fromkeys(opener.warnings):
         note(f"evaluation: {warning}")
     return Evaluator(product, settings, device, real, evaluate, metrics, spaces, tuple(trained), lower)

@@ -79,8 +79,10 @@ def _train(recipe: Recipe, settings: Settings, folder: RunFolder, flag: StopFlag
     method.product.check(settings)
     against = record(method, settings)
     measured = shares_every(settings, method, device)
-    evaluator = _evaluator(method, settings, device, names(against), note) if world.first else None
-    distributed.wait_for_first()
+    try:
+        evaluator = _evaluator(method, settings, device, names(against), note, flag)
+    except Interrupted:
+        return Outcome(folder.root, state.step, False, first=world.first)
     folder.rewind(state.step)
     if world.first:
         write_json(folder.config, describe(recipe, settings, data, method, world))
@@ -105,14 +107,21 @@ def _train(recipe: Recipe, settings: Settings, folder: RunFolder, flag: StopFlag
 
 
 def _evaluator(
-    method: Method, settings: Settings, device: torch.device, trained: tuple[str, ...], note: Callable[[str], None]
+    method: Method, settings: Settings, device: torch.device, trained: tuple[str, ...], note: Callable[[str], None], flag: StopFlag
 ) -> "Evaluator | None":
-    if not settings.eval_every:
-        return None
-    from percepta.training.evaluating import prepared
+    """Rank 0's, for which the others wait; a signal that comes meanwhile sends all of them home."""
+    made, stopped = None, False
+    if settings.eval_every and distributed.world().first:
+        from percepta.training.evaluating import prepared
 
-    with distributed.alone():
-        return prepared(method.product, settings, device, trained, note)
+        try:
+            with distributed.alone():
+                made = prepared(method.product, settings, device, trained, note, flag.check)
+        except Interrupted:
+            stopped = True
+    if distributed.agreed(torch.tensor([float(stopped)])).item():
+        raise Interrupted("while what an evaluation needs was made ready")
+    return made
 
 
 def card(recipe: Recipe, settings: Settings, step: int, trained: tuple[str, ...] = ()) -> dict[str, Any]:

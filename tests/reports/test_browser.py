@@ -3,9 +3,10 @@
 import shutil
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 
-from percepta.reports import write_report
+from percepta.reports import Words, heat_map, write_report
 
 CHROMIUM = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright (pip install playwright) to drive a browser")
@@ -114,6 +115,42 @@ def test_the_steps_can_be_scrubbed(page) -> None:
     assert page.locator("#scrubbed").inner_text() == "20" and page.locator("#scrub").get_attribute("aria-valuetext") == "step 20"
 
 
+@pytest.mark.parametrize("page", [(390, "dark")], indirect=True, ids=str)
+def test_the_section_being_read_is_in_sight_in_the_bar(page) -> None:
+    page.locator("#repeat").scroll_into_view_if_needed()
+    page.evaluate("scrollTo({top: document.body.scrollHeight, behavior: 'instant'})")
+    here = page.locator("nav a[aria-current]")
+    playwright.expect(here).to_have_text("Repeat")
+    box = here.bounding_box()
+    assert box["x"] >= 0 and box["x"] + box["width"] <= 390
+
+
+def test_a_figure_stays_readable_on_a_phone(browser, make_run, tmp_path) -> None:
+    root = make_run("figured")
+    heat_map(root / "figures", "affinity", np.eye(4), Words("Affinity", "Of four.", "ones on the diagonal"))
+    narrow = browser.new_page(viewport={"width": 390, "height": 900})
+    narrow.goto(write_report([root], tmp_path / "f.html").out.as_uri())
+    frame = narrow.locator(".panel .frame")
+    assert narrow.locator(".panel img").bounding_box()["width"] >= 480
+    assert frame.bounding_box()["width"] <= 390 and frame.get_attribute("tabindex") == "0", (
+        "it scrolls in its frame, by keys as well"
+    )
+    assert narrow.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    narrow.close()
+
+
+def test_the_focus_can_be_seen_and_motion_reduced(page) -> None:
+    for name in ("#scrub", "#wipe", "#log", "#theme", ".plot >> nth=0", "summary >> nth=0"):
+        page.locator(name).focus()
+        page.keyboard.press("Shift")
+        assert page.evaluate("parseFloat(getComputedStyle(document.activeElement).outlineWidth)") >= 2, name
+    behaviour = "getComputedStyle(document.documentElement).scrollBehavior"
+    page.emulate_media(reduced_motion="reduce")
+    assert page.evaluate(behaviour) == "auto"
+    page.emulate_media(reduced_motion="no-preference")
+    assert page.evaluate(behaviour) == "smooth"
+
+
 def test_other_seeds_are_said(browser, make_run, tmp_path) -> None:
     out = write_report([make_run("a", seed=0), make_run("b", seed=1)], tmp_path / "r.html").out
     page = browser.new_page()
@@ -137,7 +174,10 @@ def test_curves_answer_their_controls(page) -> None:
     assert page.locator(".legend button").first.get_attribute("aria-pressed") == "false"
     assert page.locator(".chart[data-smooth] path.line").count() < count
     page.locator("#axis").select_option("images")
-    assert "1000" in page.locator(".chart[data-smooth] svg").first.text_content()
+    told = page.locator(".chart[data-smooth] svg").first.text_content()
+    assert "1000" in told and "images" in told
+    page.locator("#axis").select_option("1")
+    assert "step" in page.locator(".chart[data-smooth] svg").first.text_content()
 
 
 def test_values_are_read_with_pointer_and_keys(page) -> None:

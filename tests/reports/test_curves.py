@@ -63,7 +63,7 @@ def test_evaluation_curves_have_spread_and_marks(make_run) -> None:
     evaluated(root, [20, 40], contaminated=True)
     (chart,), notes = evaluation_charts([read_run(root)])
     (line,) = chart["lines"]
-    assert (chart["title"], chart["about"], notes) == ("KID", "lower is better", [])
+    assert (chart["title"], chart["about"], notes) == ("KID in clip", "lower is better", [])
     assert (line["x"], line["y"], line["lo"], line["hi"], line["marked"]) == (
         [20, 40],
         [0.5] * 2,

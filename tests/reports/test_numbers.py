@@ -1,12 +1,16 @@
 """The metric table: best values, contaminated values, and numbers that cannot be compared."""
 
 import json
+import shlex
+from dataclasses import replace
 
 import pytest
 
+from percepta.cli.evaluate import Evaluate
+from percepta.cli.parse import parse
 from percepta.reports import read_runs
 from percepta.reports.facts import commands, duration, fact_table, facts, lede, short, spelt_out
-from percepta.reports.numbers import differences, direction, metric_table, shown, spoken
+from percepta.reports.numbers import NAMES, differences, direction, metric_table, shown, spoken
 
 
 @pytest.mark.parametrize(
@@ -75,8 +79,39 @@ def test_a_warning_is_said_once(make_run) -> None:
     assert found["warnings"] == [{"text": "5,000 images are few", "runs": []}, {"text": "is: no logits", "runs": []}]
 
 
+@pytest.mark.parametrize(("spread", "honest"), [(0.001, [False, True]), (0.02, [False, False])])
+def test_no_best_where_the_spread_hides_it(make_run, spread: float, honest: list[bool]) -> None:
+    values = [{"kid": {"value": value, "std": spread, "space": "inception-2048"}} for value in (0.36, 0.35)]
+    assert best(table(make_run, *values), "KID") == honest
+
+
+@pytest.mark.parametrize(
+    ("space", "name", "long"),
+    [
+        ("inception-2048", "FID", "FID"),
+        ("inception-768", "FID-768", "FID-768"),
+        ("pixels", "Frechet distance", "Frechet distance in pixels"),
+    ],
+)
+def test_only_the_published_one_is_called_fid(make_run, space: str, name: str, long: str) -> None:
+    found = table(make_run, {"fid": {"value": 3.0, "space": space}})
+    assert (found["rows"][0]["name"], found["rows"][0]["space"], spoken("fid", space)) == (name, space, long)
+    assert spoken("fid@dinov2") == "Frechet distance in dinov2" and spoken("fid@inception-64") == "FID-64"
+
+
+def test_every_metric_is_explained(make_run) -> None:
+    found = table(make_run, dict.fromkeys(["new", "fid", "fid@domain", *NAMES], 1.0))
+    assert [name for name, _ in found["about"]] == list(NAMES.values())
+    other = metric_table(read_runs([make_run("other", evaluated={"fid": {"value": 1.0, "space": "pixels"}})]))
+    assert [name for name, _ in other["about"]] == ["Frechet distance"], "by the name that the table uses"
+
+
+def test_a_column_says_how_many_images(make_run) -> None:
+    assert [column["label"] for column in table(make_run, {"fid": 3.0})["columns"]] == ["5,000 images"]
+
+
 def test_names_and_directions() -> None:
-    assert (spoken("kid@dinov2"), spoken("fid"), spoken("new")) == ("KID in dinov2", "FID", "new")
+    assert (spoken("kid@dinov2"), spoken("fid"), spoken("new"), spoken("cmmd", "clip-l")) == ("KID in dinov2", "FID", "new", "CMMD")
     assert (direction("kid@dinov2"), direction("coverage"), direction("new")) == ("lower", "higher", "")
 
 
@@ -87,6 +122,8 @@ def test_facts_and_words(make_run) -> None:
         found["Data"] == "shapes (50,000 images, 3 × 16 × 16)" and found["Steps"] == "40 of 40" and found["Time training"] == "20 s"
     )
     assert lede(run) == "A ddpm model of 1.06 M parameters, trained on shapes. It finished all 40 steps."
+    (other,) = read_runs([make_run("coder")])
+    assert lede(replace(other, config={**other.config, "recipe": "autoencoder"})).startswith("An autoencoder model")
     assert (short(5), short(2.5e9), short(None)) == ("5", "2.5 G", "")
     assert [duration(s) for s in (20, 3600, 9000, 200_000)] == ["20 s", "60 min", "2 h 30 min", "2 d 7 h"]
 
@@ -94,6 +131,29 @@ def test_facts_and_words(make_run) -> None:
 def test_what_differs_between_runs(make_run) -> None:
     differ, same = fact_table(read_runs([make_run("a", lr=0.1), make_run("b", lr=0.2)]))
     assert ("Learning rate", ["0.1", "0.2"]) in differ and ("Method", "ddpm") in same
+
+
+def test_the_command_that_repeats_an_evaluation(make_run, monkeypatch) -> None:
+    here = {"space": "pixels"}
+    root = make_run(
+        "a b",
+        evaluated={k: {"value": 1.0, **here} for k in ("fid", "precision", "recall")} | {"fid@clip": {"value": 1, "space": "clip"}},
+    )
+    path = root / "evaluation" / "evaluation.json"
+    record = json.loads(path.read_text())
+    protocol = record["protocol"]
+    assert "Judge it again" not in dict(commands(read_runs([root])[0])), "how its images were resized is not known"
+    protocol["reference"]["transform"] = "none: every image at its own size"
+    protocol["dialect"] = {"name": "adm", "kid_size": 50, "kid_subsets": 100}
+    protocol["generated"]["drawn"] |= {"num": 24, "seed": 3, "guidance": 2.0}
+    path.write_text(json.dumps({**record, "step": 40}))
+    assert "Judge it again" not in dict(commands(read_runs([root])[0])), "it was made while training"
+    path.write_text(json.dumps(record))
+    monkeypatch.chdir(root.parents[1])
+    told = parse(Evaluate, shlex.split(dict(commands(read_runs([root])[0]))["Judge it again"])[2:], "percepta evaluate")
+    assert (told.generated, told.real, told.metrics, told.space) == ("runs/a b", "shapes", "fid,pr", "pixels,clip")
+    assert (told.num, told.sampler, told.steps, told.guidance, told.seed) == (24, "ddim", 50, 2.0, 3)
+    assert (told.dialect, told.kid_size, told.kid_subsets) == ("adm", 50, None)
 
 
 def test_the_command_that_repeats_a_run(make_run) -> None:

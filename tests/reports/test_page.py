@@ -4,6 +4,7 @@ import base64
 import hashlib
 import io
 import json
+import os
 import random
 import re
 from html.parser import HTMLParser
@@ -174,13 +175,37 @@ def test_a_grid_is_re_encoded_to_its_budget(tmp_path) -> None:
     Image.effect_noise((1500, 1200), 80).convert("RGB").save(tmp_path / "large.png")
     small = picture(tmp_path / "large.png", budget=100_000)
     assert (small.width, small.height) == (1500, 1200), "the page knows the size of the file"
-    assert len(small.uri) < 300_000 < (tmp_path / "large.png").stat().st_size
+    packed = base64.b64decode(small.uri.split(",")[1])
+    assert len(packed) <= 100_000 < (tmp_path / "large.png").stat().st_size
     Image.new("RGB", (40, 30), "teal").save(tmp_path / "flat.png")
     exact = Image.open(io.BytesIO(base64.b64decode(picture(tmp_path / "flat.png").uri.split(",")[1]))).convert("RGB")
     assert exact.getcolors() == [(1200, (0, 128, 128))]
     (tmp_path / "bad.png").write_bytes(b"no")
     with pytest.raises(ValueError, match=r"bad\.png is not a picture"):
         picture(tmp_path / "bad.png")
+
+
+@pytest.mark.filterwarnings("default::PIL.Image.DecompressionBombWarning")
+def test_a_picture_too_large_to_decode_is_refused(tmp_path, monkeypatch) -> None:
+    Image.new("RGB", (100, 100)).save(tmp_path / "bomb.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 9_000)  # Pillow only warns up to twice as many
+    with pytest.raises(ValueError, match=r"bomb\.png is not a picture"):
+        picture(tmp_path / "bomb.png")
+
+
+def test_what_is_the_same_is_not_offered_where_nothing_is(make_run, page_of, tmp_path) -> None:
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    (bare / "config.json").write_text('{"recipe": "flow", "settings": {"steps": 10}, "knobs": {}}')
+    os.utime(bare / "config.json", (0, 0))  # or both were written in one minute
+    assert "The same in all runs" not in page_of(make_run("a"), bare).text
+    assert "The same in all runs" in page_of(make_run("b"), make_run("c", lr=0.1)).text
+
+
+def test_pairs_of_an_autoencoder_are_named(make_run, page_of) -> None:
+    root = make_run()
+    (root / "samples" / "step-0000040.json").write_text('{"step": 40, "shows": "pairs: image, reconstruction", "num": 8}')
+    assert "8 images; pairs: image, reconstruction" in page_of(root).text
 
 
 @pytest.mark.parametrize(("count", "runs", "kept"), [(1, 1, 1), (24, 1, 24), (100, 1, 24), (100, 10, 6), (100, 60, 2)])

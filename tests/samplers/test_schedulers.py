@@ -72,7 +72,7 @@ def test_flow_and_edm(denoiser):
 @pytest.mark.parametrize(
     ("path", "scheduler", "message"),
     [
-        (LinearBeta(), "DDIMM", "no scheduler 'DDIMM'; it has: .*DDIM"),
+        (LinearBeta(), "DDIMM", r"no sampler 'DDIMM', did you mean DDIM\?"),
         (Rectified(), "DDIM", "FlowMatch"),
         (LinearBeta(), "FlowMatchEulerDiscrete", "path Rectified"),
         (Cosine(), EulerDiscreteScheduler(), "another noise schedule"),

@@ -10,7 +10,8 @@ from safetensors.torch import save_file
 
 from percepta.spaces import clip
 from percepta.spaces.clip import KINDS, MEAN, STD, Clip
-from percepta.spaces.vit import fitted, fitted_by_pillow
+from percepta.spaces.extractor import open_extractor
+from percepta.spaces.vit import fitted, fitted_by_pillow, square
 from percepta.weights.table import BY_NAME
 
 transformers = pytest.importorskip("transformers")
@@ -98,6 +99,28 @@ def test_preprocessing_is_that_of_the_tools(size):
         2, 0, 1
     )
     assert (fitted(smooth, 224, True)[0] - tool_smooth).abs().max() < 1.6
+
+
+@pytest.mark.parametrize(("height", "width"), [(40, 40), (61, 40), (40, 63)])
+def test_cmmd_cuts_the_middle_square_and_scales_that(small, height, width):
+    """Pillow's own crop and resize of the image, then the network: the steps of the authors' reader, one after the other."""
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    side = min(height, width)
+    left, top = (width - side) // 2, (height - side) // 2
+    tool = Image.fromarray(pixels).crop((left, top, left + side, top + side)).resize((224, 224), Image.Resampling.BICUBIC)
+    images = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+    ours = fitted_by_pillow(square(images), 224, crop=False)
+    assert np.array_equal(ours[0].permute(1, 2, 0).numpy(), np.asarray(tool))
+    extractor = open_extractor("clip-l", weights="random")
+    space = Clip("clip-l", weights="random")
+    expected = space(torch.from_numpy(np.array(tool)).permute(2, 0, 1)[None].float() / 127.5 - 1)[0]
+    torch.testing.assert_close(extractor(images, ["embedding"])["embedding"], expected)
+    smooth = (
+        torch.nn.functional.interpolate(images.float()[..., :3, :3], size=(height, width), mode="bicubic").clamp(0, 255).round()
+    )
+    gap = space(smooth / 127.5 - 1)[0] - extractor(smooth.to(torch.uint8), ["embedding"])["embedding"]
+    assert gap.abs().max() < 0.05  # with gradients: the same but for rounding to 8 bits
+    assert "middle square" in extractor.resize
 
 
 @pytest.mark.reference

@@ -6,10 +6,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from percepta.data import Shapes
+from percepta.evaluation.evaluate import Opener, make_dialect
+from percepta.evaluation.passes import extract
 from percepta.evaluation.sets import open_side
-from percepta.spaces.domain import FACTS, WEIGHTS, Domain, small, train_domain
+from percepta.spaces import domain
+from percepta.spaces.domain import FACTS, WEIGHTS, Domain, read_facts, small, train_domain
 from percepta.spaces.domain_fit import Encoder, Recipe, nt_xent, shifted, view
 from percepta.spaces.extractor import open_extractor
 
@@ -96,6 +100,88 @@ def test_it_is_found_again(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(path.name for path in {folder, *others})
 
 
+def test_the_same_files_cut_or_labelled_in_another_way_are_another_encoder(tmp_path):
+    """A side's fingerprint knows neither: the encoder of 64 px must not be found where 32 px are asked for."""
+    pixels = np.stack([item.image for item in Shapes(size=70, length=40).read_many(range(40))])[:, :60]
+    labels = np.arange(40) % 4
+    sets = {}
+    for name, given in (("a", labels), ("b", labels[::-1].copy())):
+        np.savez(tmp_path / f"{name}.npz", arr_0=pixels, arr_1=given)
+        sets[name] = tmp_path / f"{name}.npz"
+
+    def trained_on(name, **how):
+        cache = tmp_path / "cache" / "features"
+        opener = Opener(make_dialect("torch-fidelity"), "fp32", "cpu", cache, open_side(sets[name], **how), 0, lambda text: None)
+        return opener("domain", None)
+
+    ways = [trained_on("a", size=32), trained_on("a"), trained_on("a", size=32, crop="stretch"), trained_on("b", size=32)]
+    assert len({one.weights for one in ways}) == 4 and len(list((tmp_path / "cache" / "domain").iterdir())) == 4
+    assert "32 x 32" in ways[0].resize and "64 x 64" in ways[1].resize
+    assert trained_on("a", size=32).weights == ways[0].weights
+
+
+@pytest.fixture(autouse=True)
+def _short(monkeypatch):
+    """What evaluation trains here takes 2 steps."""
+    monkeypatch.setattr(domain, "Recipe", lambda: SHORT)
+
+
+def test_whoever_comes_second_takes_what_is_there(tmp_path, monkeypatch):
+    """Two processes train the same one at the same time: both end with one and the same, and nothing else is left."""
+    real, made = domain.fit, []
+
+    def overtaken(*given):
+        if not made:
+            made.append(None)
+            made[0] = train_domain(DATA, tmp_path, recipe=SHORT)  # the other process, which is faster
+            before.update({path.name: path.read_bytes() for path in made[0].iterdir()})
+        return real(*given)
+
+    before: dict[str, bytes] = {}
+    monkeypatch.setattr(domain, "fit", overtaken)
+    folder = train_domain(DATA, tmp_path, recipe=SHORT)
+    assert folder == made[0] and {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_a_folder_without_its_facts_is_made_anew(tmp_path):
+    folder = train_domain(DATA, tmp_path, recipe=SHORT)
+    expected = Domain(folder).weights
+    (folder / FACTS).unlink()
+    assert Domain(train_domain(DATA, tmp_path, recipe=SHORT)).weights == expected
+
+
+def test_it_is_found_again_once_a_pass_has_counted_the_bad_files(tmp_path):
+    """A run trains it before the first step, when no pass has read the images, and looks for it at every evaluation."""
+    for k, item in enumerate(replace(DATA, length=20).read_many(range(20))):
+        Image.fromarray(item.image).save(tmp_path / f"{k:02}.png")
+    (tmp_path / "07.png").write_bytes(b"no image")
+    side = open_side(tmp_path, on_bad="skip")
+    folder = train_domain(side, tmp_path / "cache", recipe=SHORT, seen_as=side.seen_as)
+    extract(side, {open_extractor("domain", domain=folder): ["embedding"]}, tmp_path / "rows")
+    assert len(side) == 19
+    assert train_domain(side, tmp_path / "cache", recipe=SHORT, seen_as=side.seen_as) == folder
+
+
+def test_it_can_be_left_at_any_step_and_leaves_nothing(tmp_path):
+    calls = []
+
+    def check():
+        calls.append(None)
+        if len(calls) == 3:  # reading, step 1, step 2
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_domain(replace(DATA, length=40), tmp_path, recipe=replace(SHORT, steps=50), check=check)
+    assert not list(tmp_path.iterdir())
+
+
+def test_images_that_are_all_the_same_are_no_accident(tmp_path):
+    """Every image the same: the loss stays finite, and the encoder says how little it tells apart."""
+    flat = open_side(np.full((20, 8, 8, 3), 77, np.uint8))
+    assert Domain(train_domain(flat, tmp_path, recipe=SHORT)).facts["reached"] > 1
+
+
 def test_it_says_what_it_is(trained):
     about = Domain(trained["supervised"]).about
     for part in ("400 of 400 images", DATA.fingerprint[:12], "8 classes", "40 held-out", "30 steps", "seed 0"):
@@ -124,6 +210,12 @@ def test_a_side_of_an_evaluation_is_trained_on_with_its_labels(tmp_path):
     assert facts["fingerprint"] == side.fingerprint
     unlabelled = open_side(np.stack([item.image for item in DATA.read_many(range(20))]))
     assert json.loads((train_domain(unlabelled, tmp_path, recipe=SHORT) / FACTS).read_text())["method"] == "contrastive"
+
+
+def test_classes_of_a_few_images_each_teach_nothing(tmp_path):
+    """63 images of 8 classes are too few to learn classes from, 64 are enough."""
+    methods = [read_facts(train_domain(replace(DATA, length=n), tmp_path, recipe=SHORT))["method"] for n in (63, 64)]
+    assert methods == ["contrastive", "supervised"]
 
 
 def test_larger_images_are_judged_at_64(tmp_path):
