@@ -181,7 +181,7 @@ def _judge(command: Evaluate, device: str, cache: Path | None, check: Callable[[
     else:
         _show(result)
     if out is not None:
-        note(f"written: {save(result, out)} and protocol.json beside it")
+        note(f"written: {save(result, out)} and its protocol beside it")
 
 
 def _result(command: Evaluate, reading: dict, note, check, progress):

@@ -8,7 +8,7 @@ from pathlib import Path
 import tyro
 
 from percepta.cli import fail
-from percepta.cli.parse import Usage, parse, to_stdout
+from percepta.cli.parse import Usage, check_folder, parse, to_stdout
 
 SURE = ("ddim", "euler", "heun", "rk4", "dpmpp")  # samplers that make one image of one noise
 
@@ -44,6 +44,8 @@ def run(args: Sequence[str]) -> int:
     from percepta.reports.run import read_runs
 
     check_out(command.out)
+    if command.out is not None:
+        check_folder(command.out.parent, f"percepta report: --out {command.out}")
     if command.strips:
         from percepta.training.signals import Interrupted, stop_on_signals
 
