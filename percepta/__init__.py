@@ -16,9 +16,10 @@ if TYPE_CHECKING:
     from percepta.interop import export_pipeline, load_pipeline
     from percepta.judging import evaluate
     from percepta.networks import Network, adapt, build
-    from percepta.objectives import Denoising, Term, weight_named
+    from percepta.objectives import Denoising, Mmd, Term, weight_named
     from percepta.path import Cosine, LinearBeta, Rectified, VarianceExploding
     from percepta.rng import Rng, rng_for
+    from percepta.rollout import Rollout
     from percepta.samplers import grid, guided, integrate, sample
     from percepta.spaces import Pixels, Space
     from percepta.training.job import train
@@ -34,9 +35,10 @@ _ROOMS = {
     "percepta.interop": ("export_pipeline", "load_pipeline"),
     "percepta.judging": ("evaluate",),
     "percepta.networks": ("Network", "adapt", "build"),
-    "percepta.objectives": ("Denoising", "Term", "weight_named"),
+    "percepta.objectives": ("Denoising", "Mmd", "Term", "weight_named"),
     "percepta.path": ("Cosine", "LinearBeta", "Rectified", "VarianceExploding"),
     "percepta.rng": ("Rng", "rng_for"),
+    "percepta.rollout": ("Rollout",),
     "percepta.samplers": ("grid", "guided", "integrate", "sample"),
     "percepta.spaces": ("Pixels", "Space"),
     "percepta.training.job": ("train",),
@@ -59,11 +61,13 @@ __all__ = [
     "Formulation",
     "LinearBeta",
     "Method",
+    "Mmd",
     "Network",
     "Pixels",
     "Recipe",
     "Rectified",
     "Rng",
+    "Rollout",
     "Settings",
     "Space",
     "Stream",

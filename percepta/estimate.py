@@ -58,6 +58,7 @@ class Estimate:
 
     `paired` says whether row k of both shows the same thing: per-sample objectives need it. `taps` hold what else the estimator
     has at hand (a raw output, hidden states). `features` are computed once per Space and shared by all readers.
+    `onward`, where given, takes a gradient at x0_hat on to the maker's parameters: the graph ends at x0_hat then, a leaf.
     """
 
     x0_hat: Float[Tensor, "b c *d"]
@@ -67,6 +68,7 @@ class Estimate:
     path: AbstractPath | None = None
     cond: Cond = None
     taps: Mapping[str, Tensor] = field(default_factory=dict)
+    onward: Callable[[Tensor], None] | None = None
     _real: dict[Space, Features] = field(default_factory=dict, repr=False)
     _fake: dict[Space, Features] = field(default_factory=dict, repr=False)
 
@@ -111,7 +113,7 @@ class Estimate:
         x0 = self.x0[rows] if self.paired else self.x0
         return Estimate(
             self.x0_hat[rows], x0, self.paired, noised, self.path, take(self.cond, rows), {k: v[rows] for k, v in self.taps.items()}
-        )
+        )  # the rows of a leaf still lead to it: `onward` belongs to the whole
 
     def detach(self) -> "Estimate":
         """No gradient to the maker; features that were computed stay, so that a critic's turn runs no backbone again."""

@@ -88,3 +88,12 @@ class Rng:
 def rng_for(seed: int, first: int, rows: int, step: int = 0, stream: str = "train", device: torch.device | str = "cpu") -> Rng:
     """The randomness of `rows` samples that follow each other from place `first`."""
     return Rng(seed, tuple(range(first, first + rows)), step, stream, torch.device(device))
+
+
+def seed_torch(seed: int, device: torch.device) -> None:
+    """torch.manual_seed for the devices in use (dropout draws there): that one also takes a stack trace for each kind of device that is not."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+    elif device.type == "mps":
+        torch.mps.manual_seed(seed)

@@ -35,10 +35,10 @@ class Job:
 
     source: Path
     num: int
-    steps: int = 50
+    steps: int | None = None
     sampler: str | None = None
     spacing: str | None = None
-    eta: float = 0.0
+    eta: float | None = None
     clip: bool | None = None
     guidance: float = 1.0
     classes: tuple[str, ...] = ()
@@ -83,15 +83,26 @@ class Drawing:
         self.labels = class_labels(job, self.pipeline.class_names, network.num_classes)
         if job.guidance != 1 and self.labels is None:
             raise ValueError(f"--guidance {job.guidance:g} needs a class-conditional model; {job.source} has no classes")
-        sampler = job.sampler or self.pipeline.sampler.resolved(self.denoiser.formulation).solver
+        self.how = self._how()
+
+    def _how(self) -> Drawn:
+        """As the job says, and where it says nothing, as the pipeline was made to be sampled."""
+        job, made = self.job, self.pipeline.sampler
+        sampler = job.sampler or made.resolved(self.denoiser.formulation).solver
         assert sampler is not None
-        check_sampler(self.denoiser, sampler, job.steps)
+        own = sampler == made.solver  # a bare model has none; another sampler has its own usual habits
+        steps = job.steps or made.steps
+        check_sampler(self.denoiser, sampler, steps)
         clip = usual_clip(sampler, pixels=self.vae is None)
+        if own and sampler in ("ddim", "ddpm"):
+            clip = made.clip and (-made.clip, made.clip)
         if job.clip is not None:
             clip = (-1.0, 1.0) if job.clip else None
         if clip is not None and sampler not in ("ddim", "ddpm"):
             raise ValueError(f"--clip belongs to the samplers ddim and ddpm, not to {sampler}")
-        self.how = Drawn(sampler, job.steps, job.spacing, job.eta, clip, job.guidance)
+        spacing = job.spacing or (made.spacing if own else None)
+        eta = job.eta if job.eta is not None else made.eta if own else 0.0
+        return Drawn(sampler, steps, spacing, eta, clip, job.guidance)
 
     def protocol(self) -> dict[str, Any]:
         """All that decides the images. Batch size and device do not."""

@@ -60,8 +60,8 @@ class Evaluate:
     """Folder for evaluation.json, protocol.json and figures. Default: RUN/evaluation for a run, nothing otherwise."""
     sampler: str | None = None
     """For a model: see percepta sample."""
-    steps: int = 50
-    """For a model: steps of the sampler."""
+    steps: int | None = None
+    """For a model: steps of the sampler. Default: those it was finetuned for, or 50."""
     guidance: float = 1.0
     """For a model: classifier-free guidance."""
     seed: int = 0
@@ -144,7 +144,7 @@ def _check(command: Evaluate) -> None:
     from percepta.judging import is_generator
 
     if not is_generator(command.generated) and Path(command.generated).exists():
-        for name, usual in (("sampler", None), ("steps", 50), ("guidance", 1.0)):
+        for name, usual in (("sampler", None), ("steps", None), ("guidance", 1.0)):
             if getattr(command, name) != usual:
                 refuse(f"--{name} says how a model draws; {command.generated} is no run and no pipeline folder")
     out = _out(command)

@@ -53,7 +53,7 @@ def run(args: Sequence[str]) -> int:
         with stop_on_signals() as flag:
             try:
                 for one in runs:
-                    draw_strips(one.root, one.settings, command.strips, command.device, flag.check)
+                    draw_strips(one, command.strips, command.device, flag.check)
             except Interrupted:
                 return fail("stopped before the report was written; run the same command again", 3)
     report = write_report(command.runs, command.out)
@@ -64,20 +64,23 @@ def run(args: Sequence[str]) -> int:
     return 0
 
 
-def draw_strips(root: Path, settings, count: int, device: str, check) -> Path:
+def draw_strips(run, count: int, device: str, check) -> Path:
     """figures/strips.png of a run: walk k goes from sample 2 k to sample 2 k + 1 of its seed (MMD-DDM, equation 8)."""
     from percepta.images import to_uint8
     from percepta.reports.figures import Words, strip
     from percepta.sampling import Drawing, Job
 
-    sampler, steps, guidance = settings.get("sampler"), settings.get("sample_steps") or 50, settings.get("guidance") or 1.0
+    root, settings = run.root, run.settings
+    sampler, steps, guidance = settings.get("sampler"), settings.get("sample_steps"), settings.get("guidance") or 1.0
+    if run.resolved.get("chain"):
+        sampler, steps = None, None  # drawn by the chain that it was finetuned for
     job = Job(
         source=root, num=2 * count, steps=steps, sampler=sampler if sampler in SURE else None, guidance=guidance,
         seed=settings.get("seed") or 0, device=device,
     )  # fmt: skip
     drawing = Drawing(job, check)
     rows = [list(to_uint8(drawing.walk(2 * k, 2 * k + 1))) for k in range(count)]
-    how = f"{drawing.how.sampler}, {steps} steps, seed {job.seed}"
+    how = f"{drawing.how.sampler}, {drawing.how.steps} steps, seed {job.seed}"
     words = Words(
         title="Interpolation strips",
         caption=f"From one sample on the left to another on the right: noises on the great circle between theirs (slerp). {how}."

@@ -28,16 +28,16 @@ class Sample:
     """Folder, FILE.npz or FILE.png."""
     num: int = 16
     """How many images."""
-    steps: int = 50
-    """Steps of the sampler."""
+    steps: int | None = None
+    """Steps of the sampler. Default: those the model was finetuned for (recipe mmd), or 50."""
     sampler: str | None = None
     """ddim, ddpm, euler, heun, rk4, dpmpp, adaptive, or the name of a diffusers scheduler class. Default: the pipeline's."""
     spacing: str | None = None
-    """Where the steps are: leading, linspace, trailing, quadratic, karras, logsnr, uniform, shifted. Default: the usual one."""
-    eta: float = 0.0
-    """ddim: share of fresh noise, 0 none to 1 as DDPM."""
+    """Where the steps are: leading, linspace, trailing, quadratic, karras, logsnr, uniform, shifted. Default: the pipeline's."""
+    eta: float | None = None
+    """ddim: share of fresh noise, 0 none to 1 as DDPM. Default: the pipeline's, usually 0."""
     clip: bool | None = None
-    """ddim and ddpm: clip the clean estimate to [-1, 1]. Default: yes for pixels, no for latents."""
+    """ddim and ddpm: clip the clean estimate to [-1, 1]. Default: as the pipeline does; usually yes for pixels, no for latents."""
     guidance: float = 1.0
     """Classifier-free guidance; 1 is none."""
     classes: tuple[str, ...] = ()
@@ -61,8 +61,9 @@ class Sample:
 def run(args: Sequence[str]) -> int:
     command = parse(Sample, args, "percepta sample")
     for name in ("num", "steps", "batch"):
-        if getattr(command, name) < 1:
-            raise Usage(f"percepta sample: --{name} must be at least 1, got {getattr(command, name)}")
+        value = getattr(command, name)
+        if value is not None and value < 1:
+            raise Usage(f"percepta sample: --{name} must be at least 1, got {value}")
     from percepta.sampling import draw
     from percepta.training.signals import Interrupted, stop_on_signals
 

@@ -1,7 +1,8 @@
 """A whole run, from flags to an exported model: data, latents, method, loop, export."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ from torch import nn
 
 from percepta import distributed
 from percepta._version import __version__
+from percepta.data import open_source
 from percepta.evaluation.contamination import CARD
 from percepta.networks import Network
 from percepta.rng import mix
@@ -66,7 +68,7 @@ def _train(recipe: Recipe, settings: Settings, folder: RunFolder, flag: StopFlag
     if settings.resume:
         check_continuation(folder.config, recipe, settings)
     data = open_data(settings, world, device, note, flag.check)
-    method = build_method(recipe, settings, data)
+    method = build_method(recipe, settings, data, partial(own_domain, settings, note))
     method.to(device)
     prepare_networks(method, settings, device)
     state = make_state(method, settings, device)
@@ -134,7 +136,24 @@ def card(recipe: Recipe, settings: Settings, step: int, trained: tuple[str, ...]
     }
 
 
-def build_method(recipe: Recipe, settings: Settings, data: Data) -> Method:
+def own_domain(settings: Settings, note: Callable[[str], None]) -> Path:
+    """The folder of an encoder of the training images (the space `domain`): trained by the first process, or found."""
+    from percepta.evaluation.evaluate import cache_folder
+    from percepta.evaluation.sets import ImageSet, open_side
+    from percepta.spaces.domain import train_domain
+
+    crop = "center-crop" if settings.crop == "random-crop" else settings.crop
+    images = open_side(open_source(settings.data, settings.size), size=settings.size, crop=crop, on_bad=settings.on_bad_image)
+    assert isinstance(images, ImageSet)
+    folder = (settings.cache or cache_folder().parent) / "domain"
+    if distributed.world().first:
+        with distributed.alone(), torch.random.fork_rng():
+            train_domain(images, folder, settings.seed, note=note)
+    distributed.wait_for_first()
+    return train_domain(images, folder, settings.seed)
+
+
+def build_method(recipe: Recipe, settings: Settings, data: Data, domain: Callable[[], Path] | None = None) -> Method:
     """The recipe's method for this data; fresh weights follow from the seed alone."""
     init = None
     if settings.init is not None:
@@ -149,8 +168,11 @@ def build_method(recipe: Recipe, settings: Settings, data: Data) -> Method:
     seed = mix(settings.seed, "init")
     torch.manual_seed(seed)
     return recipe.build(
-        Context(data.channels, data.size, data.num_classes, data.class_names, settings.network, init, data.vae, data.examples, seed)
-    )
+        Context(
+            data.channels, data.size, data.num_classes, data.class_names, settings.network, init, data.vae, data.examples, seed,
+            settings.micro_batch, domain,
+        )
+    )  # fmt: skip
 
 
 def prepare_networks(method: Method, settings: Settings, device: torch.device) -> None:
@@ -179,9 +201,15 @@ def describe(recipe: Recipe, settings: Settings, data: Data, method: Method, wor
         "resolved": {
             "percepta": __version__, "torch": torch.__version__, "processes": world.size, "data": data.fingerprint, "images": data.count,
             "num_classes": data.num_classes, "class_names": data.class_names, "shape": [data.channels, data.size, data.size],
-            "parameters": parameters(method.model), CARD: record(method, settings),
+            "parameters": parameters(method.model), CARD: record(method, settings), **chain_of(method),
         },
     }  # fmt: skip
+
+
+def chain_of(method: Method) -> dict[str, Any]:
+    """The sampling chain that a model is finetuned for, where it is."""
+    fixed = getattr(method.product, "fixed", None)
+    return {} if fixed is None else {"chain": asdict(fixed)}
 
 
 def parameters(model: nn.Module) -> int:

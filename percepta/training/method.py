@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -74,4 +75,14 @@ class Method:
         losses = {term.name: term(est) for term in self.terms}
         total = sum(losses.values())
         assert isinstance(total, Tensor), "a method needs at least one term"
-        return Turn("model", total, {name: loss.detach() for name, loss in losses.items()}, terms=losses)
+        logs = {name: loss.detach() for name, loss in losses.items()}
+        if est.onward is None:
+            return Turn("model", total, logs, terms=losses)
+        return Turn("model", total, logs, backward=partial(_by_way_of, est, total))
+
+
+def _by_way_of(est: Estimate, loss: Tensor, scale: float) -> None:
+    """Backward where the graph ends at x0_hat, a leaf: its gradient, and then the maker's own way on."""
+    assert est.onward is not None
+    (grad,) = torch.autograd.grad(loss * scale, est.x0_hat)
+    est.onward(grad)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -66,6 +66,7 @@ class Sampled:
     sampler: str
     vae: Any = None
     class_names: tuple[str, ...] | None = None
+    fixed: Drawn | None = None  # the chain that a model was trained for: its previews and its export are drawn so
     judged_by: ClassVar[str] = "samples"
 
     def check(self, settings: Settings) -> None:
@@ -100,6 +101,8 @@ class Sampled:
         }  # fmt: skip
 
     def _how(self, settings: Settings, steps: int) -> Drawn:
+        if self.fixed is not None:
+            return replace(self.fixed, guidance=settings.guidance)
         name = settings.sampler or self.sampler
         return Drawn(name, steps, clip=usual_clip(name, self.vae is None), guidance=settings.guidance)
 
@@ -115,6 +118,9 @@ class Sampled:
 
         clip = usual_clip("ddim", self.vae is None) if isinstance(self.denoiser.path, AbstractDiscretePath) else None
         defaults = SamplerDefaults(clip=clip and clip[1])
+        if self.fixed is not None:
+            how = self.fixed
+            defaults = SamplerDefaults(how.sampler, how.steps, how.spacing, how.eta, how.clip and how.clip[1])
         export_pipeline(out, self.denoiser, vae=self.vae, sampler=defaults, class_names=self.class_names, card=dict(card))
 
     def next_command(self, run: Path) -> str:

@@ -6,6 +6,7 @@ A recipe is one file in percepta/recipes/ with one subclass; listing the folder 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -32,6 +33,8 @@ class Context:
     vae: Any = None
     examples: Callable[[], Tensor] | None = None  # the first images, in [-1, 1]
     seed: int = 0  # of fresh weights
+    micro_batch: int | None = None  # images that go through a network together
+    domain: Callable[[], Path] | None = None  # trains, or finds, an encoder of the data (spaces.domain)
 
     def check_init(self, formulation: Formulation) -> None:
         """Refuse to train --init under another meaning of its output."""

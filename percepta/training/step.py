@@ -14,7 +14,7 @@ from torch import Tensor
 
 from percepta import distributed
 from percepta.estimate import Batch
-from percepta.rng import Rng, mix
+from percepta.rng import Rng, mix, seed_torch
 from percepta.training.method import Method, Turn
 from percepta.training.optim import clip_gradients, set_lr
 from percepta.training.precision import CUDA_GRAPHS, autocast
@@ -96,7 +96,7 @@ def _accumulate(
     player: Player | None = None
     logs: dict[str, Tensor] = {}
     for part, (maker, share) in enumerate(makers):
-        _seed(mix(settings.seed, state.stream, "torch", state.step, number, rank, part), device)
+        seed_torch(mix(settings.seed, state.stream, "torch", state.step, number, rank, part), device)
         with autocast(settings.mixed_precision, device):
             turn = next(maker, None)
         if turn is None:
@@ -109,15 +109,6 @@ def _accumulate(
         for name, value in turn.logs.items():
             logs[name] = logs.get(name, 0) + value.float() * share
     return None if player is None else (player, logs)
-
-
-def _seed(seed: int, device: torch.device) -> None:
-    """torch.manual_seed for the devices in use: that one also takes a stack trace for each kind of device that is not."""
-    torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        torch.cuda.manual_seed(seed)
-    elif device.type == "mps":
-        torch.mps.manual_seed(seed)
 
 
 def _backward(turn: Turn, share: float, player: Player) -> None:

@@ -10,7 +10,10 @@ from torch import Tensor
 from percepta import distributed
 from percepta.data.order import share
 from percepta.estimate import Batch, Estimate
+from percepta.formulation import Denoiser, Formulation
+from percepta.networks import adapt, load_model
 from percepta.objectives import AbstractPerBatch, Term
+from percepta.path import LinearBeta
 from percepta.recipes import recipes
 from percepta.rng import Rng
 from percepta.training.method import Method
@@ -42,10 +45,20 @@ def method_of(name: str, network: str, duel: type) -> Method:
     made = {**recipes(), "duel": duel}
     base = name.split("/")[0]
     kind = made.get(base, made["ddpm"])
-    recipe = kind(**({"perceptual": "none"} if base == "autoencoder" else {"dropout": 0.0} if base == "duel" else {}))
+    quiet = {
+        "autoencoder": {"perceptual": "none"},
+        "duel": {"dropout": 0.0},
+        "mmd": {"space": "pixels", "sampler_steps": 2, "backprop": "replay"},
+    }
+    recipe = kind(**quiet.get(base, {}))
     images = torch.zeros(2, 3, 8, 8)
-    method = recipe.build(Context(3, 8, network=None if base == "autoencoder" else network, examples=lambda: images))
     if base == "mmd":
+        init = Denoiser(adapt(load_model(network)), Formulation(LinearBeta(1000), "noise"))
+        context = Context(3, 8, init=init, micro_batch=2)
+    else:
+        context = Context(3, 8, network=None if base == "autoencoder" else network, examples=lambda: images)
+    method = recipe.build(context)
+    if base == "gaussian":
         method = Method(method.model, method.estimate, [Term("mmd", Mmd(not name.endswith("own")))], method.product)
     for player in method.players.values():
         player.double()

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from percepta.recipes import recipes
 
 HERE = Path(__file__).parent
-STEPS = [*recipes(), "duel", "ddpm/micro", "ddpm/channels_last", "mmd", "mmd/own"]
+STEPS = [*recipes(), "duel", "ddpm/micro", "ddpm/channels_last", "gaussian", "gaussian/own"]
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def gap(a, b):
 
 
 @pytest.mark.parametrize("case", ["even", "uneven"])
-@pytest.mark.parametrize("name", [name for name in STEPS if name != "mmd/own"])
+@pytest.mark.parametrize("name", [name for name in STEPS if name != "gaussian/own"])
 def test_two_ranks_give_the_gradient_of_one_process(results, name, case):
     one = part(results["1-0"], name, case)
     assert len(one) > 10
@@ -56,7 +56,7 @@ def test_two_ranks_give_the_gradient_of_one_process(results, name, case):
 
 @pytest.mark.parametrize("case", ["even", "uneven"])
 def test_averaging_the_ranks_own_discrepancies_is_something_else(results, case):
-    assert gap(part(results["1-0"], "mmd", case), part(results["2-0"], "mmd/own", case)) > 0.05
+    assert gap(part(results["1-0"], "gaussian", case), part(results["2-0"], "gaussian/own", case)) > 0.05
 
 
 def test_rows_are_gathered_in_rank_order_with_gradient(results):

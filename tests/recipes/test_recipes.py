@@ -1,5 +1,6 @@
 """Every recipe that the folder holds: it trains, exports something that loads, and its knobs mean what they say."""
 
+import json
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from processes import FLAGS, lines
 
 import percepta.recipes as folder
 from percepta.formulation import LogitNormalTimes, LogNormalTimes, UniformTimes
+from percepta.interop import load_pipeline
 from percepta.path import Cosine, LinearBeta, Rectified, VarianceExploding
 from percepta.recipes import recipes
 from percepta.training.job import train
@@ -17,7 +19,7 @@ from percepta.training.recipe import Context, Recipe
 from percepta.training.settings import Settings
 
 RECIPES = recipes()
-QUIET = {"autoencoder": {"perceptual": "none"}}  # its perceptual loss needs weights
+QUIET = {"autoencoder": {"perceptual": "none"}, "mmd": {"space": "pixels", "sampler_steps": 2}}  # their losses need weights
 
 
 def made(name, **knobs):
@@ -25,14 +27,14 @@ def made(name, **knobs):
 
 
 def settings(name, tiny, out, **changed):
-    network = None if name == "autoencoder" else tiny.network
-    return replace(RECIPES[name].default_settings(), **{**FLAGS, "network": network, "out": out, **changed})
+    start = {"network": None} if name == "autoencoder" else {"init": tiny.pipeline} if name == "mmd" else {"network": tiny.network}
+    return replace(RECIPES[name].default_settings(), **{**FLAGS, **start, "out": out, **changed})
 
 
 def test_the_folder_is_listed():
     files = {p.stem for p in Path(folder.__file__).parent.glob("*.py")} - {"__init__"}
     assert set(RECIPES) == files
-    assert len(RECIPES) == 4
+    assert len(RECIPES) == 5
     assert list(RECIPES) == sorted(RECIPES)
 
 
@@ -136,3 +138,31 @@ def test_a_latent_run_on_a_trained_autoencoder(tiny, tmp_path):
     assert (first.model / "vae" / "config.json").is_file()
     again = train(made("ddpm"), replace(given, out=tmp_path / "again"), quiet=True)
     assert (first.folder / "metrics.jsonl").read_bytes() == (again.folder / "metrics.jsonl").read_bytes()
+
+
+def test_mmd_brings_samples_of_few_steps_to_the_data(tiny, tmp_path):
+    given = settings("mmd", tiny, tmp_path / "run", steps=30, batch=16, micro_batch=8, log_every=5, checkpoint_every=30, lr=1e-2)
+    found = lines(train(made("mmd", backprop="replay"), given, quiet=True).folder)
+    assert found[-1]["mmd"] < 0.75 * found[0]["mmd"], [line["mmd"] for line in found]
+
+
+def test_the_chain_of_mmd_is_that_of_its_previews_and_its_export(tiny, tmp_path):
+    """What diffusers draws at the trained number of steps is what Percepta draws."""
+    outcome = train(made("mmd"), settings("mmd", tiny, tmp_path / "run", steps=1, sample_every=1), quiet=True)
+    shown = json.loads((outcome.folder / "samples" / "step-0000001.json").read_text())
+    assert (shown["sampler"], shown["steps"], shown["clip"]) == ("ddim", 2, None)
+    assert outcome.model is not None
+    pipeline = DiffusionPipeline.from_pretrained(outcome.model)
+    assert not pipeline.scheduler.config.clip_sample
+    pipeline.scheduler.set_timesteps(2)
+    assert pipeline.scheduler.timesteps.tolist() == [500, 0]
+
+
+def test_mmd_starts_from_a_trained_pixel_model_and_reads_weights_of_spaces(tiny):
+    init = load_pipeline(tiny.pipeline).denoiser
+    (term,) = made("mmd", space="pixels:2").build(Context(3, 8, init=init)).terms
+    assert (term.name, term.scale) == ("mmd", 2.0)
+    with pytest.raises(ValueError, match="say which with --init"):
+        made("mmd").build(context(tiny))
+    with pytest.raises(ValueError, match="leave --vae away"):
+        made("mmd").build(Context(3, 8, init=init, vae=object()))

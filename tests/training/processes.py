@@ -129,6 +129,16 @@ class Tiny:
 
     network: str
 
+    @property
+    def pipeline(self) -> str:
+        """The network in a DDPMPipeline, for what starts from a trained one."""
+        from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+
+        folder = Path(f"{self.network}-pipeline")
+        if not folder.is_dir():
+            DDPMPipeline(UNet2DModel.from_pretrained(self.network), DDPMScheduler()).save_pretrained(folder)
+        return str(folder)
+
     def flags(self, out: Path, **changed: object) -> list[str]:
         """As the command line has them; True is a switch."""
         values = {**FLAGS, "network": self.network, "out": out, **changed}

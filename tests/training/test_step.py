@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,10 @@ from torch import nn
 
 import percepta.training.step as step_module
 from percepta.estimate import Batch, Estimate
+from percepta.formulation import Denoiser, Formulation
+from percepta.networks import adapt, load_model
 from percepta.objectives import AbstractPerBatch, Denoising, Term
+from percepta.path import LinearBeta
 from percepta.recipes import recipes
 from percepta.rng import rng_for
 from percepta.training.method import Method, Turn
@@ -20,6 +24,11 @@ from percepta.training.state import make_state
 from percepta.training.step import take_step
 
 RECIPES = {**recipes(), "duel": Duel}
+KNOBS = {
+    "autoencoder": {"perceptual": "none"},
+    "duel": {"dropout": 0.0},
+    "mmd": {"space": "pixels", "sampler_steps": 2, "backprop": "replay"},
+}
 CPU = torch.device("cpu")
 
 
@@ -27,9 +36,14 @@ def make(name, tiny, rows=7, dtype=torch.float64, **changed):
     """A recipe's method in float64 with its state, settings, and a batch."""
     images = torch.rand(rows, 3, 8, 8, generator=torch.Generator().manual_seed(3), dtype=dtype) * 2 - 1
     torch.manual_seed(0)
-    recipe = RECIPES[name](**({"perceptual": "none"} if name == "autoencoder" else {"dropout": 0.0} if name == "duel" else {}))
-    network = None if name == "autoencoder" else tiny.network
-    method = recipe.build(Context(3, 8, network=network, examples=lambda: images.float()))
+    recipe = RECIPES[name](**KNOBS.get(name, {}))
+    context = Context(3, 8, network=tiny.network, examples=lambda: images.float(), micro_batch=changed.get("micro_batch"))
+    if name == "autoencoder":
+        context = replace(context, network=None)
+    elif name == "mmd":
+        init = Denoiser(adapt(load_model(tiny.network)), Formulation(LinearBeta(1000), "noise"))
+        context = replace(context, network=None, init=init)
+    method = recipe.build(context)
     for player in method.players.values():
         player.to(dtype).train()
     settings = Settings(**{"batch": rows, "clip": None, "steps": 10, "lr": 1e-3, **changed})
