@@ -150,17 +150,17 @@ class Rollout:
 
     def _affordable(self, parts: Sequence[Part], x_T: Sequence[Tensor]) -> Backprop:
         """`full` where its graph fits in half of the free memory, else `replay`: what one step of one part saves, counted."""
-        saved: dict[int, int] = {}
-
-        def count(x: Tensor) -> Tensor:
-            saved[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
-            return x
-
+        sizes: list[int] = []
         params = {p.untyped_storage().data_ptr() for p in self.denoiser.parameters()}
+
+        def count(x: Tensor) -> None:
+            """Nothing is kept: nobody walks backward here, and a node that holds its own output would never be freed."""
+            place = x.untyped_storage().data_ptr()
+            sizes.append(0 if place in params else x.nbytes)
+
         with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(count, lambda x: x):
-            after = self._run(parts[0], 0, State(x_T[0]))
-        one = sum(size for place, size in saved.items() if place not in params)
-        del after
+            self._run(parts[0], 0, State(x_T[0]))
+        one = sum(sizes)
         rows = sum(len(x) for x in x_T)
         whole = one * rows / len(x_T[0]) * len(self.pairs)
         return "full" if whole < AUTO_SHARE * free_memory(x_T[0].device) else "replay"

@@ -1,5 +1,6 @@
 """Rollout: one gradient by three ways, on a real U-Net, to the bit where the rows go through the chain together."""
 
+import gc
 import math
 
 import pytest
@@ -200,6 +201,17 @@ def test_auto_takes_the_whole_graph_where_it_fits(monkeypatch):
         assert (est.onward is not None) == leaf
     one = gradient(chain(model, "ddim", backprop="auto"))
     assert torch.equal(one[1], gradient(chain(model, "ddim", backprop="replay"))[1])
+
+
+def test_counting_what_a_graph_would_take_leaves_nothing_behind(monkeypatch):
+    monkeypatch.setattr(rollout, "free_memory", lambda device: 1.0)
+    made = chain(denoiser(), "ddim", backprop="auto")
+    alive = []
+    for _ in range(4):
+        made(Batch(images()), rng_for(0, 0, ROWS))
+        gc.collect()
+        alive.append(len(gc.get_objects()))
+    assert alive[-1] - alive[1] < 20
 
 
 class Narrow(Space):
