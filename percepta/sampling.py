@@ -95,7 +95,7 @@ class Drawing:
         check_sampler(self.denoiser, sampler, steps)
         clip = usual_clip(sampler, pixels=self.vae is None)
         if own and sampler in ("ddim", "ddpm"):
-            clip = made.clip and (-made.clip, made.clip)
+            clip = None if made.clip is None else (-made.clip, made.clip)
         if job.clip is not None:
             clip = (-1.0, 1.0) if job.clip else None
         if clip is not None and sampler not in ("ddim", "ddpm"):

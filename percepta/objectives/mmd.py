@@ -29,7 +29,8 @@ class Mmd(AbstractPerBatch):
             raise ValueError(f"a chunk has 1 image or more, got {chunk}")
         if clamp not in ("straight", "hard", "none"):
             raise ValueError(f"clamp is straight, hard or none, got {clamp!r}")
-        self.space, self.kernel, self.chunk, self.clamp = space, kernel, chunk, clamp
+        self.space, self.kernel, self.chunk = space, kernel, chunk
+        self.clamp: Clamp = clamp
 
     def __call__(self, est: Estimate) -> Float[Tensor, ""]:
         with torch.no_grad():
