@@ -9,13 +9,16 @@ The plain graph of K steps of a whole batch needs K times the memory of a traini
     replay       no graph at all while it samples; the loss is differentiated at x_K, a leaf; then the steps are run again from their
                  stored x_i, the last one first, a micro-batch at a time: the memory of one step of one micro-batch, whatever K and the batch
 
+They differ in the order in which micro-batches are summed. `auto` looks at the memory that is free at its first batch, and so two runs of it may
+differ in the last bits; the others depend on nothing but the seed.
+
 A step is a function of its State, its noise and torch's generator (dropout). Noise is drawn by name and the generator is seeded by step
 and row, so that a step is the same to the bit whenever it is run. Which sampler it is, nobody asks.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -57,6 +60,7 @@ class Rollout:
     guidance: float = 1.0
     backprop: Backprop = "replay"
     micro: int | None = None
+    _chosen: list[Backprop] = field(default_factory=list, repr=False, compare=False)  # what `auto` came to, at the first batch
 
     def __post_init__(self) -> None:
         as_grid(self.denoiser.path, self.times)
@@ -79,7 +83,10 @@ class Rollout:
             start(self.denoiser.path, self.pairs[0][0], part.rng.normal("x_T", batch.x0.shape[1:], batch.x0.dtype))
             for part in parts
         ]
-        how = self.backprop if self.backprop != "auto" else self._affordable(parts, x_T)
+        how = self.backprop
+        if how == "auto":
+            how = self._chosen[0] if self._chosen else self._affordable(parts, x_T)
+            self._chosen[:] = [how]
         if not torch.is_grad_enabled():
             how = "full"
         if how == "replay":

@@ -199,16 +199,20 @@ def test_auto_takes_the_whole_graph_where_it_fits(monkeypatch):
         monkeypatch.setattr(rollout, "free_memory", lambda device, free=free: free)
         est = chain(model, "ddim", backprop="auto")(Batch(images()), rng_for(0, 0, ROWS))
         assert (est.onward is not None) == leaf
-    one = gradient(chain(model, "ddim", backprop="auto"))
+    made = chain(model, "ddim", backprop="auto")
+    for free in (1.0, 1e12):  # it stays with what it chose first
+        monkeypatch.setattr(rollout, "free_memory", lambda device, free=free: free)
+        assert made(Batch(images()), rng_for(0, 0, ROWS)).onward is not None
+    one = gradient(made)
     assert torch.equal(one[1], gradient(chain(model, "ddim", backprop="replay"))[1])
 
 
 def test_counting_what_a_graph_would_take_leaves_nothing_behind(monkeypatch):
     monkeypatch.setattr(rollout, "free_memory", lambda device: 1.0)
-    made = chain(denoiser(), "ddim", backprop="auto")
+    model = denoiser()
     alive = []
     for _ in range(4):
-        made(Batch(images()), rng_for(0, 0, ROWS))
+        chain(model, "ddim", backprop="auto")(Batch(images()), rng_for(0, 0, ROWS))
         gc.collect()
         alive.append(len(gc.get_objects()))
     assert alive[-1] - alive[1] < 20

@@ -126,6 +126,22 @@ def cache_folder() -> Path:
     return Path(root).expanduser() / "features"
 
 
+def domain_encoder(images: ImageSet, cache: Path, seed: int, note: Note, check: Callable[[], None]) -> Path:
+    """The folder of the encoder of these images (the space `domain`), beside the cache of features: one and the same for who trains against it
+    and who judges in it. Trained by the first rank; the others then find it, or are refused it for the same reason."""
+    from percepta.spaces.domain import train_domain
+
+    def train(note: Note) -> Path:
+        return train_domain(images, cache.parent / "domain", seed, note=note, check=check, seen_as=images.seen_as)
+
+    try:
+        if distributed.world().first:
+            return train(note)
+    finally:
+        distributed.wait_for_first()
+    return train(lambda text: None)
+
+
 class Opener:
     """Opens extractors for one evaluation; trains the `domain` space on the reference when it is asked for."""
 
@@ -152,22 +168,9 @@ class Opener:
         return extractor
 
     def _domain(self) -> Path:
-        """Trained by the first rank; the others then find it, or are refused it for the same reason."""
-        reference = self.reference
-        if isinstance(reference, StatsFile):
+        if isinstance(self.reference, StatsFile):
             raise ValueError("the space 'domain' is trained on the reference images; statistics have none")
-        from percepta.spaces.domain import train_domain
-
-        def train(note: Note) -> Path:
-            folder = self.cache.parent / "domain"
-            return train_domain(reference, folder, self.seed, note=note, check=self.check, seen_as=reference.seen_as)
-
-        try:
-            if distributed.world().first:
-                return train(self.note)
-        finally:
-            distributed.wait_for_first()
-        return train(lambda text: None)
+        return domain_encoder(self.reference, self.cache, self.seed, self.note, self.check)
 
     def usual(self, metrics: Sequence[str]) -> tuple[str, ...]:
         """The spaces when none is asked for: Inception's 2048 features, as far as its weights reach, else the user's own domain."""

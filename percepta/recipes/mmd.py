@@ -6,6 +6,8 @@ K steps from noise, features phi of a frozen space, the unbiased MMD of the whol
 is denoised in training, and no pair of images is compared: only sets are.
 """
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
@@ -16,6 +18,7 @@ from percepta.objectives import Mmd, Term
 from percepta.path import AbstractDiscretePath
 from percepta.rollout import Rollout
 from percepta.samplers import Drawn, grid, solver
+from percepta.spaces.extractor import split_name
 from percepta.spaces.opening import open_space
 from percepta.training.method import Method
 from percepta.training.product import Sampled
@@ -53,9 +56,9 @@ class TrainMmd(Recipe):
     """cubic: (x.y/d + 1)^3. linear: x.y. rbf: exp(-|x - y|^2/d)."""
     clamp: Literal["straight", "hard", "none"] = "straight"
     """Pixels beyond [-1, 1] before the space: clamped with the gradient passed on, clamped without it (the authors' code), or left."""
-    backprop: Literal["auto", "replay", "checkpoint", "full"] = "auto"
-    """The way to the gradient: replay needs the memory of one step of one micro-batch, full that of the whole chain; auto
-    takes full where it fits."""
+    backprop: Literal["auto", "replay", "checkpoint", "full"] = "replay"
+    """The way to the gradient: replay needs the memory of one step of one micro-batch, full that of the whole chain and less
+    time; auto takes full where it fits, and its last bits may differ after --resume on a machine with less memory."""
 
     def build(self, context: Context) -> Method:
         if context.init is None:
@@ -73,9 +76,25 @@ class TrainMmd(Recipe):
         name = self.solver or ("ddim" if isinstance(denoiser.path, AbstractDiscretePath) else "euler")
         return Drawn(name, self.sampler_steps, self.spacing, self.eta, (-1.0, 1.0) if self.clip_x0 else None)
 
-    def _terms(self, context: Context):
-        wanted = [part.strip().partition(":") for part in self.space.split(",") if part.strip()]
-        for name, _, weight in wanted:
-            domain = context.domain() if name == "domain" and context.domain is not None else None
+    def _terms(self, context: Context) -> Iterator[Term]:
+        wanted = weighted(self.space)
+        for name, weight in wanted.items():
+            domain = context.domain() if split_name(name)[0] == "domain" and context.domain is not None else None
             objective = Mmd(open_space(name, domain), KERNELS[self.kernel], context.micro_batch or MICRO, self.clamp)
-            yield Term("mmd" if len(wanted) == 1 else f"mmd/{name}", objective, float(weight or 1))
+            yield Term("mmd" if len(wanted) == 1 else f"mmd/{name}", objective, weight)
+
+
+def weighted(text: str) -> dict[str, float]:
+    """ "clip:0.5, domain" is clip with weight 0.5 and domain with 1."""
+    out: dict[str, float] = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        name, _, weight = part.partition(":")
+        try:
+            out[name] = float(weight or 1)
+        except ValueError:
+            out[name] = math.nan
+        if not 0 < out[name] < math.inf:
+            raise ValueError(f"--space {part}: after the colon stands a weight above 0, as in {name}:0.5")
+    if not out:
+        raise ValueError(f"--space names no space, got {text!r}")
+    return out

@@ -114,8 +114,6 @@ def reference(settings: Settings, product: Product) -> "ImageSet | StatsFile":
     from percepta.evaluation.sets import StatsFile, open_side
 
     coder = product.judged_by == "reconstructions"
-    crop = "center-crop" if settings.crop == "random-crop" else settings.crop
-    num = settings.eval_num if coder else None
     given = settings.eval_data
     if given is not None and Path(given).suffix == ".npz" and isinstance(side := open_side(given), StatsFile):
         if coder:
@@ -123,8 +121,17 @@ def reference(settings: Settings, product: Product) -> "ImageSet | StatsFile":
                 f"--eval-data {given} holds statistics: an autoencoder is judged by reconstructions, which need images"
             )
         return side  # made of images of one size already
-    source = open_source(given or settings.data, settings.size)
-    return open_side(source, size=settings.size, crop=crop, num=num, on_bad=settings.on_bad_image)
+    return images_of(settings, given or settings.data, settings.eval_num if coder else None)
+
+
+def images_of(settings: Settings, data: str, num: int | None = None) -> "ImageSet":
+    """A set of images as this run's training sees them; the middle, where training draws the place."""
+    from percepta.evaluation.sets import ImageSet, open_side
+
+    crop = "center-crop" if settings.crop == "random-crop" else settings.crop
+    images = open_side(open_source(data, settings.size), size=settings.size, crop=crop, num=num, on_bad=settings.on_bad_image)
+    assert isinstance(images, ImageSet)  # a source holds no statistics
+    return images
 
 
 def directions(plan: "Plan") -> dict[str, bool]:

@@ -11,7 +11,6 @@ from torch import nn
 
 from percepta import distributed
 from percepta._version import __version__
-from percepta.data import open_source
 from percepta.evaluation.contamination import CARD
 from percepta.networks import Network
 from percepta.rng import mix
@@ -68,7 +67,7 @@ def _train(recipe: Recipe, settings: Settings, folder: RunFolder, flag: StopFlag
     if settings.resume:
         check_continuation(folder.config, recipe, settings)
     data = open_data(settings, world, device, note, flag.check)
-    method = build_method(recipe, settings, data, partial(own_domain, settings, note))
+    method = build_method(recipe, settings, data, partial(own_domain, settings, note, flag.check))
     method.to(device)
     prepare_networks(method, settings, device)
     state = make_state(method, settings, device)
@@ -136,21 +135,14 @@ def card(recipe: Recipe, settings: Settings, step: int, trained: tuple[str, ...]
     }
 
 
-def own_domain(settings: Settings, note: Callable[[str], None]) -> Path:
-    """The folder of an encoder of the training images (the space `domain`): trained by the first process, or found."""
-    from percepta.evaluation.evaluate import cache_folder
-    from percepta.evaluation.sets import ImageSet, open_side
-    from percepta.spaces.domain import train_domain
+def own_domain(settings: Settings, note: Callable[[str], None], check: Callable[[], None]) -> Path:
+    """The encoder of the training images: the one that an evaluation of this run in the space `domain` would find."""
+    from percepta.evaluation.evaluate import cache_folder, domain_encoder
+    from percepta.training.evaluating import images_of
 
-    crop = "center-crop" if settings.crop == "random-crop" else settings.crop
-    images = open_side(open_source(settings.data, settings.size), size=settings.size, crop=crop, on_bad=settings.on_bad_image)
-    assert isinstance(images, ImageSet)
-    folder = (settings.cache or cache_folder().parent) / "domain"
-    if distributed.world().first:
-        with distributed.alone(), torch.random.fork_rng():
-            train_domain(images, folder, settings.seed, note=note)
-    distributed.wait_for_first()
-    return train_domain(images, folder, settings.seed)
+    cache = settings.cache / "features" if settings.cache else cache_folder()
+    with torch.random.fork_rng():
+        return domain_encoder(images_of(settings, settings.data), cache, settings.seed, note, check)
 
 
 def build_method(recipe: Recipe, settings: Settings, data: Data, domain: Callable[[], Path] | None = None) -> Method:

@@ -66,11 +66,10 @@ class Sampled:
     sampler: str
     vae: Any = None
     class_names: tuple[str, ...] | None = None
-    fixed: Drawn | None = None  # the chain that a model was trained for: its previews and its export are drawn so
+    fixed: Drawn | None = None  # the chain a model was trained for; previews heed --sampler
     judged_by: ClassVar[str] = "samples"
 
     def check(self, settings: Settings) -> None:
-        name = settings.sampler or self.sampler
         if not (settings.sample_every or settings.eval_every):
             return
         if settings.guidance != 1 and not getattr(self.denoiser.network, "num_classes", None):
@@ -78,7 +77,8 @@ class Sampled:
         for steps in ([settings.sample_steps] if settings.sample_every else []) + (
             [eval_steps(settings)] if settings.eval_every else []
         ):
-            check_sampler(self.denoiser, name, steps)
+            how = self._how(settings, steps)
+            check_sampler(self.denoiser, how.sampler, how.steps)
 
     def preview(self, settings: Settings, device: torch.device, check: Check) -> tuple[Tensor, Mapping[str, Any]]:
         how, rng = self._how(settings, settings.sample_steps), rng_for(settings.seed, 0, settings.sample_num, 0, "sample", device)
@@ -101,7 +101,7 @@ class Sampled:
         }  # fmt: skip
 
     def _how(self, settings: Settings, steps: int) -> Drawn:
-        if self.fixed is not None:
+        if self.fixed is not None and settings.sampler is None:
             return replace(self.fixed, guidance=settings.guidance)
         name = settings.sampler or self.sampler
         return Drawn(name, steps, clip=usual_clip(name, self.vae is None), guidance=settings.guidance)

@@ -48,7 +48,7 @@ def method_of(name: str, network: str, duel: type) -> Method:
     quiet = {
         "autoencoder": {"perceptual": "none"},
         "duel": {"dropout": 0.0},
-        "mmd": {"space": "pixels", "sampler_steps": 2, "backprop": "replay"},
+        "mmd": {"space": "pixels", "sampler_steps": 2},
     }
     recipe = kind(**quiet.get(base, {}))
     images = torch.zeros(2, 3, 8, 8)

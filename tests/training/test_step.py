@@ -27,7 +27,7 @@ RECIPES = {**recipes(), "duel": Duel}
 KNOBS = {
     "autoencoder": {"perceptual": "none"},
     "duel": {"dropout": 0.0},
-    "mmd": {"space": "pixels", "sampler_steps": 2, "backprop": "replay"},
+    "mmd": {"space": "pixels", "sampler_steps": 2},
 }
 CPU = torch.device("cpu")
 
