@@ -51,9 +51,9 @@ class Ours:
 class Bare:
     """The same step as plain PyTorch, as good as one writes it by hand."""
 
-    def __init__(self, settings: Settings) -> None:
-        self.settings, self.x0 = settings, images(settings)
-        self.model: Any = build("unet-cifar", size=settings.size).model.train()
+    def __init__(self, settings: Settings, classes: int | None = None) -> None:
+        self.settings, self.x0, self.classes = settings, images(settings), classes
+        self.model: Any = build(settings.network or "unet-cifar", size=settings.size, num_classes=classes).model.train()
         self.params = list(self.model.parameters())
         self.average = [p.detach().clone() for p in self.params]
         self.adamw = torch.optim.AdamW(self.params, lr=LR, weight_decay=0.0, fused=True)
@@ -64,8 +64,12 @@ class Bare:
         k = torch.randint(STEPS, (len(self.x0),))
         eps = torch.randn_like(self.x0)
         x_t = self.alpha[k, None, None, None] * self.x0 + self.sigma[k, None, None, None] * eps
+        labels = {}
+        if self.classes is not None:
+            drawn = torch.randint(self.classes, (len(self.x0),))
+            labels = {"class_labels": torch.where(torch.rand(len(drawn)) < 0.1, self.classes, drawn)}
         with autocast(self.settings.mixed_precision, CPU):
-            loss = F.mse_loss(self.model(x_t, k, return_dict=False)[0].float(), eps)
+            loss = F.mse_loss(self.model(x_t, k, **labels, return_dict=False)[0].float(), eps)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.params, 1.0)
         self.adamw.step()

@@ -7,7 +7,9 @@
    network, with fused AdamW and a foreach EMA; `diffusers script` the default step of examples/unconditional_image_generation with
    --use_ema (AdamW as it comes, EMAModel, DDPMScheduler.add_noise), without accelerate around it. And the peak memory of each.
 2. The whole loop at `unet-pocket`, batch 64, class-conditional: data, noise, step, averages, log, over forward + backward + AdamW alone on
-   tensors that lie ready. "first epoch" draws the built-in images while it trains; the other figures are of later epochs.
+   tensors that lie ready. "first epoch" draws the built-in images while it trains; the other figures are of later epochs. "by hand" is the same
+   step as plain PyTorch, with its noise, clipping and average, on one batch that lies ready, in turns with the loop's: what a framework costs
+   somebody who would otherwise have written the loop.
 
 3. Percepta and bare PyTorch once more, both in one process, a step of each in turn: several fresh processes, and which is built first alternates.
    Part 1 cannot tell 5% from nothing in fp32 at batch 32, because where a process's memory happens to lie decides it; here both sides share it.
@@ -132,6 +134,26 @@ def loop_and_core(size: int, first_epoch: bool, count: int) -> list[tuple[float,
     return pairs[2:]
 
 
+def loop_and_hand(size: int, count: int) -> list[tuple[float, float]]:
+    """Seconds of a step of the loop, and of one that is written by hand, in turns, `count` times."""
+    settings, pairs = pocket(size, first_epoch=False), []
+    with tempfile.TemporaryDirectory() as folder:
+        loop = make_loop(Ddpm(schedule="linear"), settings, CPU, Path(folder))
+        (network,) = (part for part in loop.method.model.modules() if isinstance(part, Network))
+        bare = Bare(settings, network.num_classes)
+
+        def after(seconds: float) -> bool:
+            begin = time.perf_counter()
+            bare()
+            pairs.append((seconds, time.perf_counter() - begin))
+            return len(pairs) >= count + 2
+
+        for _ in loop.batches(0, 2048 // settings.batch):
+            pass
+        run_loop(loop, after)
+    return pairs[2:]
+
+
 def turns(names: list[str], batch: int, rounds: int) -> tuple[dict[str, float], dict[str, float]]:
     """Median seconds of a step and peak MiB of these sides."""
     sides = {name: f"{name.split(' / ')[0]} / {batch} / {name.partition(' / ')[2]}" for name in names}
@@ -179,6 +201,11 @@ def report_loop(say: Callable[..., None], quick: bool) -> dict[str, float]:
             ratios[f"{name.replace(', ', '-').replace(' ', '-')}-{size}"] = 1 / share
             whole, alone = (1e3 * statistics.median(side) for side in zip(*pairs, strict=True))
             say(f"  {size} px {name:<18}{whole:8.2f}  alone {alone:8.2f}  {share - 1:+.2%}")
+        pairs = loop_and_hand(size, 40 if quick else 120)
+        share = statistics.median(whole / alone for whole, alone in pairs)
+        ratios[f"loop-by-hand-{size}"] = 1 / share
+        whole, alone = (1e3 * statistics.median(side) for side in zip(*pairs, strict=True))
+        say(f"  {size} px {'loop':<18}{whole:8.2f}  by hand {alone:6.2f}  {share - 1:+.2%}")
     return ratios
 
 

@@ -6,6 +6,7 @@ x0_hat, the reference x0, whether the two are paired, and, where there is one, t
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -124,6 +125,11 @@ class Estimate:
 Estimator = Callable[[Batch, Rng], Estimate]
 
 
+@runtime_checkable
+class Encoder(Protocol):
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]: ...
+
+
 @dataclass(frozen=True)
 class Denoise:
     """Noise the batch, denoise it: x0_hat = D(alpha x0 + sigma eps, t, cond).
@@ -142,3 +148,16 @@ class Denoise:
             cond = self.denoiser.network.drop_condition(cond, drop)  # pyright: ignore[reportCallIssue]
         x0_hat, taps = self.denoiser.full(noised.x_t, noised.t, cond)
         return Estimate(x0_hat, noised.x0, True, noised, self.denoiser.path, cond, taps)
+
+
+@dataclass(frozen=True)
+class DenoiseLatents:
+    """Denoise, where the batch holds images that an autoencoder encodes first."""
+
+    denoise: Denoise
+    vae: Encoder
+
+    def __call__(self, batch: Batch, rng: Rng) -> Estimate:
+        with torch.no_grad():
+            mean, std = self.vae.encode(batch.x0)
+        return self.denoise(Batch(mean + std * rng.normal("posterior", mean.shape[1:]), batch.cond), rng)

@@ -14,6 +14,7 @@ differ in the last bits; the others depend on nothing but the seed.
 
 A step is a function of its State, its noise and torch's generator (dropout). Noise is drawn by name and the generator is seeded by step
 and row, so that a step is the same to the bit whenever it is run. Which sampler it is, nobody asks.
+Where the chain runs in latents, decoding is its last step: what comes out are images, and nobody behind it knows of latents.
 """
 
 from collections.abc import Iterator, Sequence
@@ -31,6 +32,7 @@ from percepta.formulation import Denoiser
 from percepta.path import Times
 from percepta.rng import Rng, mix, seed_torch
 from percepta.samplers import as_grid, guided
+from percepta.samplers.images import Decoder
 from percepta.samplers.step import AnyDenoiser, Bound, State, Step, start, step_noise
 
 Backprop = Literal["auto", "replay", "checkpoint", "full"]
@@ -51,7 +53,7 @@ class Rollout:
     """An estimator: x0_hat by `step` over `times` from noise, one image per row of the batch, beside the batch's own x0 (unpaired).
 
     Conditions are those of the batch: labels drawn as in the data. `micro` rows go through the chain together; with dropout in the network
-    its masks depend on it, as in any micro-batching.
+    its masks depend on it, as in any micro-batching. `decoder` makes images of what the chain ends at; `shape` is then that of a latent.
     """
 
     denoiser: Denoiser
@@ -60,6 +62,8 @@ class Rollout:
     guidance: float = 1.0
     backprop: Backprop = "replay"
     micro: int | None = None
+    decoder: Decoder | None = None
+    shape: tuple[int, ...] | None = None
     _chosen: list[Backprop] = field(default_factory=list, repr=False, compare=False)  # what `auto` came to, at the first batch
 
     def __post_init__(self) -> None:
@@ -72,15 +76,22 @@ class Rollout:
             raise ValueError(f"a micro-batch has 1 image or more, got {self.micro}")
         if self.backprop not in ("auto", "replay", "checkpoint", "full"):
             raise ValueError(f"backprop is auto, replay, checkpoint or full, got {self.backprop!r}")
+        if (self.decoder is None) != (self.shape is None):
+            raise ValueError("a decoder and the shape of its latents [c, h, w] belong together: give both, or neither")
 
     @property
     def pairs(self) -> list[tuple[float, float]]:
         return list(pairwise(self.times.tolist()))
 
+    @property
+    def length(self) -> int:
+        """Steps of the sampler, and one that decodes."""
+        return len(self.times) - 1 + (self.decoder is not None)
+
     def __call__(self, batch: Batch, rng: Rng) -> Estimate:
         parts = list(self._parts(batch, rng))
         x_T = [
-            start(self.denoiser.path, self.pairs[0][0], part.rng.normal("x_T", batch.x0.shape[1:], batch.x0.dtype))
+            start(self.denoiser.path, self.pairs[0][0], part.rng.normal("x_T", self.shape or batch.x0.shape[1:], batch.x0.dtype))
             for part in parts
         ]
         how = self.backprop
@@ -103,13 +114,16 @@ class Rollout:
 
     def _run(self, part: Part, i: int, state: State) -> State:
         """Step i: the same to the bit whenever it is run."""
+        if i == len(self.times) - 1:
+            assert self.decoder is not None
+            return State(self.decoder.decode(state.x))
         seed_torch(mix(part.rng.seed, part.rng.stream, "rollout", part.rng.step, i, part.rng.ordinals[0]), state.x.device)
         return self.step(part.denoise, state, *self.pairs[i], step_noise(self.step, part.rng, i, state.x))
 
     def _chain(self, part: Part, x: Tensor, again: bool) -> Tensor:
         """x_K with its graph; with `again` each step is computed a second time in the backward pass."""
         state = State(x)
-        for i in range(len(self.pairs)):
+        for i in range(self.length):
             state = self._checkpointed(part, i, state) if again else self._run(part, i, state)
         return state.x
 
@@ -129,7 +143,7 @@ class Rollout:
         with torch.no_grad(), precision(cache=False):
             for part, x in zip(parts, x_T, strict=True):
                 states = [State(x)]
-                for i in range(len(self.pairs)):
+                for i in range(self.length):
                     states.append(self._run(part, i, states[-1]))
                 kept.append(states[:-1])
                 ends.append(states[-1].x)
@@ -157,20 +171,25 @@ class Rollout:
 
     def _affordable(self, parts: Sequence[Part], x_T: Sequence[Tensor]) -> Backprop:
         """`full` where its graph fits in half of the free memory, else `replay`: what one step of one part saves, counted."""
+        steps, first = len(self.pairs), x_T[0]
+        one = self._saved(parts[0], 0, first) * steps
+        if self.decoder is not None:
+            one += self._saved(parts[0], steps, first)
+        whole = one * sum(len(x) for x in x_T) / len(first)
+        return "full" if whole < AUTO_SHARE * free_memory(first.device) else "replay"
+
+    def _saved(self, part: Part, i: int, x: Tensor) -> int:
+        """Bytes that the graph of step i keeps."""
         sizes: list[int] = []
         params = {p.untyped_storage().data_ptr() for p in self.denoiser.parameters()}
 
         def count(x: Tensor) -> None:
             """Nothing is kept: nobody walks backward here, and a node that holds its own output would never be freed."""
-            place = x.untyped_storage().data_ptr()
-            sizes.append(0 if place in params else x.nbytes)
+            sizes.append(0 if x.untyped_storage().data_ptr() in params else x.nbytes)
 
         with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(count, lambda x: x):
-            self._run(parts[0], 0, State(x_T[0]))
-        one = sum(sizes)
-        rows = sum(len(x) for x in x_T)
-        whole = one * rows / len(x_T[0]) * len(self.pairs)
-        return "full" if whole < AUTO_SHARE * free_memory(x_T[0].device) else "replay"
+            self._run(part, i, State(x.detach().clone().requires_grad_(i == len(self.pairs))))
+        return sum(sizes)
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ class Job:
     spacing: str | None = None
     eta: float | None = None
     clip: bool | None = None
-    guidance: float = 1.0
+    guidance: float | None = None
     classes: tuple[str, ...] = ()
     seed: int = 0
     batch: int = 64
@@ -81,9 +81,9 @@ class Drawing:
         self.shape = (network.in_channels, network.sample_size, network.sample_size)
         self.vae = None if self.pipeline.vae is None else Autoencoder(self.pipeline.vae).to(self.device).eval()  # pyright: ignore[reportArgumentType]
         self.labels = class_labels(job, self.pipeline.class_names, network.num_classes)
-        if job.guidance != 1 and self.labels is None:
-            raise ValueError(f"--guidance {job.guidance:g} needs a class-conditional model; {job.source} has no classes")
         self.how = self._how()
+        if self.how.guidance != 1 and self.labels is None:
+            raise ValueError(f"--guidance {self.how.guidance:g} needs a class-conditional model; {job.source} has no classes")
 
     def _how(self) -> Drawn:
         """As the job says, and where it says nothing, as the pipeline was made to be sampled."""
@@ -102,7 +102,8 @@ class Drawing:
             raise ValueError(f"--clip belongs to the samplers ddim and ddpm, not to {sampler}")
         spacing = job.spacing or (made.spacing if own else None)
         eta = job.eta if job.eta is not None else made.eta if own else 0.0
-        return Drawn(sampler, steps, spacing, eta, clip, job.guidance)
+        guidance = job.guidance if job.guidance is not None else made.guidance if own else 1.0
+        return Drawn(sampler, steps, spacing, eta, clip, guidance)
 
     def protocol(self) -> dict[str, Any]:
         """All that decides the images. Batch size and device do not."""

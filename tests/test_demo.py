@@ -1,26 +1,36 @@
-"""The commands of `make demo` are commands that the command line knows."""
+"""The commands of `make demo` are commands that the command line knows, and its numbers are of a space that was not trained against."""
 
 import pytest
 
 from percepta import demo
 from percepta.cli.evaluate import Evaluate
 from percepta.cli.parse import Usage, parse
+from percepta.cli.report import Report
 from percepta.cli.train import read
 from percepta.recipes import recipes
-from percepta.training.evaluating import words
+
+SLOW, FAST, BEFORE, AFTER, REPORT = (command.format(out="OUT").split() for command in demo.COMMANDS)
 
 
-def test_its_training_is_one_and_is_evaluated_as_at_the_end():
-    _, settings = read(recipes()["ddpm"], demo.TRAIN.split()[2:])
-    after = parse(Evaluate, ["RUN", *demo.REAL.split(), *demo.EVALUATE.split()], "percepta evaluate")
-    assert settings.steps % settings.eval_every == 0
-    assert settings.eval_data is not None
-    assert after.real == f"{settings.eval_data},size={settings.size}"
-    assert (after.size, after.num, after.seed) == (settings.size, settings.eval_num, settings.seed)
-    assert (after.space, words(after.metrics)) == (settings.eval_space, words(settings.eval_metrics))
-    assert (after.sampler, after.steps, after.guidance) == (settings.sampler, settings.eval_steps, settings.guidance)
+def test_the_second_run_starts_from_the_first_and_both_are_judged_alike():
+    _, slow = read(recipes()["ddpm"], SLOW[2:])
+    recipe, fast = read(recipes()["mmd"], FAST[2:])
+    assert (fast.init, fast.data, fast.size) == (str(slow.out), slow.data, slow.size)
+    before, after = (parse(Evaluate, words[1:], "percepta evaluate") for words in (BEFORE, AFTER))
+    assert (before.real, before.space, before.num, before.seed) == (after.real, after.space, after.num, after.seed)
+    assert before.real == f"{fast.data},size={fast.size}"
+    assert (before.sampler, before.steps) == ("ddim", recipe.sampler_steps)
+    assert (after.sampler, after.steps) == (None, None)  # the chain it was trained for
+    assert [str(run) for run in parse(Report, REPORT[1:], "percepta report").runs] == [str(slow.out), str(fast.out)]
+
+
+def test_it_is_judged_by_an_encoder_that_was_not_trained_against():
+    recipe, fast = read(recipes()["mmd"], FAST[2:])
+    after = parse(Evaluate, AFTER[1:], "percepta evaluate")
+    assert recipe.space == after.space == "domain"
+    assert after.seed != fast.seed
 
 
 def test_a_wrong_flag_in_it_would_be_seen():
     with pytest.raises(Usage, match="--evaluate-every"):
-        read(recipes()["ddpm"], [*demo.TRAIN.split()[2:], "--evaluate-every", "3"])
+        read(recipes()["ddpm"], [*SLOW[2:], "--evaluate-every", "3"])

@@ -193,6 +193,40 @@ def test_conditions_are_those_of_the_batch_and_guidance_takes_two():
     assert changed.tolist() == [True, False, False, False]
 
 
+class Enlarge(nn.Module):
+    """A decoder: latents of 16 px to images of 32 px."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.ConvTranspose2d(3, 3, 2, 2)
+        self.requires_grad_(False)
+
+    def decode(self, z: Tensor) -> Tensor:
+        return self.layer(z).tanh()
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_decoding_is_the_last_step_of_a_latent_chain(dropout):
+    torch.manual_seed(0)
+    model, decoder = denoiser(dropout), Enlarge()
+    batch = Batch(torch.rand(ROWS, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1)
+    latents = {"decoder": decoder, "shape": (3, 16, 16)}
+    loss, truth = gradient(chain(model, "ddim", backprop="full", **latents), batch=batch)
+    for way in ("checkpoint", "replay", "auto"):
+        found_loss, found = gradient(chain(model, "ddim", backprop=way, **latents), batch=batch)
+        assert found_loss == loss, way
+        assert torch.equal(found, truth), way
+    if not dropout:
+        _, parts = gradient(chain(model, "ddim", backprop="replay", micro=3, **latents), batch=batch)
+        assert (parts - truth).norm() < 1e-5 * truth.norm()
+    with torch.no_grad():
+        plain = chain(model, "ddim")(Batch(images()), rng_for(3, 0, ROWS)).x0_hat
+        decoded = chain(model, "ddim", **latents)(batch, rng_for(3, 0, ROWS)).x0_hat
+    torch.testing.assert_close(decoded, decoder.decode(plain))
+    with pytest.raises(ValueError, match="belong together"):
+        chain(model, "ddim", decoder=decoder)
+
+
 def test_auto_takes_the_whole_graph_where_it_fits(monkeypatch):
     model = denoiser()
     for free, leaf in ((1e12, False), (1.0, True)):

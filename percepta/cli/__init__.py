@@ -15,6 +15,7 @@ COMMANDS = {
     "sample": "draw images from a run or a diffusers pipeline",
     "evaluate": "judge images, a run or a pipeline against real images: all metrics in one pass",
     "report": "one HTML page of one or several runs",
+    "study": "run a table or figure of a paper, every cell at equal budget: percepta study list",
     "export": "write a run as a diffusers pipeline",
     "convert": "turn a checkpoint of improved-diffusion, guided-diffusion or DiT into a pipeline",
     "cache": "encode a set of images into latents once: percepta cache latents",

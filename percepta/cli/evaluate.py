@@ -62,8 +62,8 @@ class Evaluate:
     """For a model: see percepta sample."""
     steps: int | None = None
     """For a model: steps of the sampler. Default: those it was finetuned for, or 50."""
-    guidance: float = 1.0
-    """For a model: classifier-free guidance."""
+    guidance: float | None = None
+    """For a model: classifier-free guidance; 1 is none. Default: what it was finetuned to be sampled with, else 1."""
     seed: int = 0
     """Of the drawn images, of random subsets and of the `domain` space."""
     batch: int = 32
@@ -144,7 +144,7 @@ def _check(command: Evaluate) -> None:
     from percepta.judging import is_generator
 
     if not is_generator(command.generated) and Path(command.generated).exists():
-        for name, usual in (("sampler", None), ("steps", None), ("guidance", 1.0)):
+        for name, usual in (("sampler", None), ("steps", None), ("guidance", None)):
             if getattr(command, name) != usual:
                 refuse(f"--{name} says how a model draws; {command.generated} is no run and no pipeline folder")
     out = _out(command)

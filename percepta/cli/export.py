@@ -29,6 +29,8 @@ class Export:
     """Export the last weights instead of their average."""
     ema_length: float | None = None
     """Runs with --ema power: relative length of the average (0.01 to 0.28), reconstructed from the run's snapshots."""
+    adapter: bool = False
+    """Runs with --peft: write the trained weights alone, for the base that they were trained on, instead of the merged pipeline."""
     json: bool = False
     """Print one JSON object."""
 
@@ -38,7 +40,7 @@ def run(args: Sequence[str]) -> int:
     from percepta.recipes import recipes
     from percepta.training.reopen import export_run
 
-    step = export_run(recipes(), command.run, command.out, command.step, command.raw, command.ema_length)
+    step = export_run(recipes(), command.run, command.out, command.step, command.raw, command.ema_length, command.adapter)
     to_stdout(
         json.dumps({"out": str(command.out), "step": step}) if command.json else f"{command.out}: step {step} of {command.run}"
     )

@@ -34,13 +34,20 @@ def read(kind: type[Recipe], flags: Sequence[str]) -> tuple[Recipe, Settings]:
     """Knobs and settings from the flags, on top of --config where one is given."""
     flags = list(flags)
     knobs, settings = kind(), kind.default_settings()
-    config = _take(flags, "--config")
+    config, preset = _take(flags, "--config"), _take(flags, "--preset")
+    if config is not None and preset is not None:
+        raise Usage("percepta train: --config and --preset exclude each other: a config has all values already")
+    if preset is not None:
+        knobs, settings = kind.preset(preset)
     if config is not None:
         knobs, settings = read_config(Path(config), {kind.name: kind})
     elif "--resume" in flags and (before := Path(_peek(flags, "--out") or f"runs/{kind.name}") / "config.json").is_file():
         knobs, settings = read_config(before, {kind.name: kind})  # a run goes on with its own flags
     knob, flag = tyro.conf.arg(name=""), tyro.conf.arg(help="Repeat a run from its config.json; flags given beside it win.")
     fields = [("recipe", Annotated[kind, knob]), ("settings", Settings), ("config", Annotated[Path | None, flag], None)]
+    if kind.presets:
+        known = tyro.conf.arg(help=f"Other defaults: {', '.join(kind.presets)}; flags given beside it win.")
+        fields.append(("preset", Annotated[str | None, known], None))
     command: Any = dataclasses.make_dataclass("Train", fields, frozen=True)
     description = f"{kind.__doc__}\n\nExample: {kind.example}"
     parsed: Any = parse(command, flags, f"percepta train {kind.name}", command(knobs, settings), description)

@@ -8,8 +8,10 @@ The three means are large and nearly equal, their difference is small. A constan
 so the mean kernel value is taken off before anything is summed: float32 then keeps the digits that matter.
 """
 
+import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float
@@ -76,6 +78,63 @@ class Rbf(AbstractKernel):
         weights = self.weights or (1 / len(bandwidths),) * len(bandwidths)
         terms = [w * torch.exp(d2 / (-2 * s**2)) for w, s in zip(weights, bandwidths, strict=True)]
         return torch.stack(terms).sum(0)
+
+
+@dataclass(frozen=True)
+class MedianRbf(AbstractKernel):
+    """Rbf of equally weighted bandwidths that are `factors` times the median distance of the rows that `rows()` gives.
+
+    It is asked once, when the kernel is first used: the bandwidth must not move while something is trained with it.
+    """
+
+    rows: Callable[[], Float[Tensor, "n d"]]
+    factors: tuple[float, ...] = (1.0,)
+    _made: list[Rbf] = field(default_factory=list, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if not self.factors or min(self.factors) <= 0:
+            raise ValueError(f"multiples of the median distance are positive numbers, got {self.factors}")
+
+    @property
+    def rbf(self) -> Rbf:
+        if not self._made:
+            rows = self.rows()
+            median = median_bandwidth(rows, rows[:0])
+            self._made.append(Rbf(tuple(factor * median for factor in self.factors)))
+        return self._made[0]
+
+    def pairs(self, x: Float[Tensor, "m d"], y: Float[Tensor, "n d"]) -> Float[Tensor, "m n"]:
+        return self.rbf.pairs(x, y)
+
+
+def kernel_named(name: str, bandwidth: str | None, rows: Callable[[], Tensor]) -> AbstractKernel:
+    """cubic, linear or rbf; `bandwidth` is rbf's: numbers or multiples of the median distance of `rows()`, with commas between.
+
+    "8,16" is a mixture of two, "0.5*median,median,2*median" one of three, None is s^2 = d/2.
+    """
+    if name not in ("cubic", "linear", "rbf"):
+        raise ValueError(f"unknown kernel {name!r}; known: cubic, linear, rbf")
+    if bandwidth is None:
+        return {"cubic": CUBIC, "linear": Linear(), "rbf": Rbf()}[name]
+    if name != "rbf":
+        raise ValueError(f"--bandwidth belongs to --kernel rbf, got --kernel {name}")
+    parts = [part.strip() for part in bandwidth.split(",") if part.strip()]
+    values = tuple(_bandwidth(part) for part in parts)
+    medians = [part.endswith("median") for part in parts]
+    if not parts or len(set(medians)) > 1:
+        raise ValueError(f"--bandwidth {bandwidth}: give numbers, or multiples of the median, not both")
+    return MedianRbf(rows, values) if medians[0] else Rbf(values)
+
+
+def _bandwidth(part: str) -> float:
+    """The number in 8, median or 0.5*median."""
+    try:
+        value = 1.0 if part == "median" else float(part.removesuffix("median").removesuffix("*"))
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise ValueError(f"--bandwidth {part}: a number above 0, `median`, or a multiple of it as 0.5*median")
+    return value
 
 
 def _wide(x: Tensor) -> Tensor:

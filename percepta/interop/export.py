@@ -67,10 +67,11 @@ def plan_export(denoiser: Denoiser, vae: torch.nn.Module | None, defaults: Sampl
     part = "unet" if "transformer" not in type(model).__name__.lower() else "transformer"
     own = Plan(OWN_PIPELINE, part, None if vae is None else "vae")
     facts = set(dict(model.config).get("_percepta") or {}) - {"num_classes"}
-    if own_code or facts or not isinstance(model.config.sample_size, int):
+    if own_code or facts or not isinstance(model.config.sample_size, int) or defaults.listed(denoiser.formulation) is not None:
         return own
     if isinstance(model, UNet2DModel):
-        return _plan_unet(network, kind, defaults, vae) or own
+        stock = _plan_unet(network, kind, defaults, vae) or own
+        return stock if _does_all(stock, kind, defaults) else own
     if (
         isinstance(model, DiTTransformer2DModel)
         and kind == "discrete"
@@ -80,6 +81,12 @@ def plan_export(denoiser: Denoiser, vae: torch.nn.Module | None, defaults: Sampl
     ):
         return Plan("DiTPipeline", part, "vae")
     return own
+
+
+def _does_all(plan: Plan, kind: str, defaults: SamplerDefaults) -> bool:
+    """Whether a pipeline of diffusers can be told guidance and eta, and where that matters the even grid of a flow."""
+    noise = defaults.eta == 0 or plan.pipeline in ("DDIMPipeline", "LDMPipeline")
+    return defaults.guidance == 1 and noise and not (kind == "flow" and defaults.exact)
 
 
 def _plain(vae: Any) -> bool:
@@ -137,13 +144,13 @@ def export_pipeline(out: str | Path, denoiser: Denoiser, *, vae: torch.nn.Module
     work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
         _write(work, denoiser, plan, vae, defaults, None if class_names is None else tuple(class_names), card or {}, out.name)
-        _replace(work, out)
+        replace_folder(work, out)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return out
 
 
-def _replace(work: Path, out: Path) -> None:
+def replace_folder(work: Path, out: Path) -> None:
     """Move `work` to `out`; an earlier export is moved aside first and removed last."""
     work.chmod(0o755)
     old = out.with_name(f"{work.name}.old")
@@ -179,7 +186,8 @@ def _write(work: Path, denoiser: Denoiser, plan: Plan, vae: Any, defaults: Sampl
     if ours:
         index |= {key: [None, None] for key in ("unet", "transformer", "vae") if key not in index}
         index |= {"num_classes": network.num_classes, "null_class": network.reads.null_label, "steps": defaults.steps,
-                  "class_token": isinstance(network.model, SD3Transformer2DModel), "id2label": id2label, "guidance": defaults.guidance}  # fmt: skip
+                  "class_token": isinstance(network.model, SD3Transformer2DModel), "id2label": id2label, "guidance": defaults.guidance,
+                  "eta": defaults.eta, "timesteps": defaults.listed(denoiser.formulation)}  # fmt: skip
     elif plan.pipeline == "DiTPipeline" and id2label is not None:
         index["id2label"] = id2label
     if ours or plan.guided:

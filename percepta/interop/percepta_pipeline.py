@@ -24,13 +24,13 @@ class PerceptaPipeline(DiffusionPipeline):
     _optional_components = ["unet", "transformer", "vae"]  # noqa: RUF012 (diffusers' own class declares a list)
 
     def __init__(self, scheduler, unet=None, transformer=None, vae=None, num_classes=None, null_class=True,
-                 class_token=False, id2label=None, steps=50, guidance=1.0):  # fmt: skip
+                 class_token=False, id2label=None, steps=50, guidance=1.0, eta=0.0, timesteps=None):  # fmt: skip
         super().__init__()
         self.register_modules(scheduler=scheduler, unet=unet, transformer=transformer, vae=vae)
         facts = {} if self.network is None else self.network.config.get("_percepta") or {}
         self.time_factor = facts.get("time_factor") or 1.0
         self.register_to_config(num_classes=facts.get("num_classes") if num_classes is None else num_classes, null_class=null_class,
-                                class_token=class_token, id2label=id2label, steps=steps, guidance=guidance)  # fmt: skip
+                                class_token=class_token, id2label=id2label, steps=steps, guidance=guidance, eta=eta, timesteps=timesteps)  # fmt: skip
         for module in self.network.modules() if self.network is not None else ():
             if facts.get("num_heads") is not None and hasattr(module, "to_q"):
                 module.heads = facts["num_heads"]
@@ -90,8 +90,10 @@ class PerceptaPipeline(DiffusionPipeline):
         return without + scale * (with_class - without)
 
     def _set_timesteps(self, steps):
-        """A flow runs on t = 1, 1 - 1/n ..., 1/n, then 0; other schedulers know their own grid."""
-        if type(self.scheduler).__name__ == "FlowMatchEulerDiscreteScheduler":
+        """The list that the network was finetuned for; a flow runs on t = 1, 1 - 1/n ..., 1/n, then 0; other schedulers know their own grid."""
+        if self.config.timesteps is not None and steps == self.config.steps:
+            self.scheduler.set_timesteps(timesteps=self.config.timesteps)
+        elif type(self.scheduler).__name__ == "FlowMatchEulerDiscreteScheduler":
             self.scheduler.set_timesteps(sigmas=[1 - i / steps for i in range(steps)])
         else:
             self.scheduler.set_timesteps(steps)
@@ -117,11 +119,14 @@ class PerceptaPipeline(DiffusionPipeline):
         x = latents.to(device, dtype)
         self._set_timesteps(self.config.steps if num_inference_steps is None else num_inference_steps)
         x = x * getattr(self.scheduler, "init_noise_sigma", 1.0)
-        takes_generator = "generator" in inspect.signature(self.scheduler.step).parameters
+        takes = inspect.signature(self.scheduler.step).parameters
+        options = {"generator": generator} if "generator" in takes else {}
+        if "eta" in takes:
+            options["eta"] = self.config.eta
         for t in self.progress_bar(self.scheduler.timesteps):
             scaled = self.scheduler.scale_model_input(x, t) if hasattr(self.scheduler, "scale_model_input") else x
             raw = self._guided(scaled, t, labels, scale)
-            x = self.scheduler.step(raw, t, x, **({"generator": generator} if takes_generator else {})).prev_sample
+            x = self.scheduler.step(raw, t, x, **options).prev_sample
         images = (self._decode(x).float() / 2 + 0.5).clamp(0, 1)
         self.maybe_free_model_hooks()
         if output_type != "pt":

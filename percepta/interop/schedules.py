@@ -4,14 +4,15 @@ Only what the network was trained with crosses: path and output. How images were
 in SamplerDefaults. Read: https://huggingface.co/docs/diffusers/api/schedulers/overview.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import diffusers
 import torch
 
 from percepta.formulation import EDM, FLOW, SIGMA_DATA, Formulation
-from percepta.path import AbstractDiscretePath, BetaTable, Cosine, LinearBeta, Rectified, VarianceExploding
+from percepta.path import AbstractDiscretePath, AbstractPath, BetaTable, Cosine, LinearBeta, Rectified, VarianceExploding
+from percepta.samplers.grids import BY_STEP, timesteps
 
 PREDICTION = {"noise": "epsilon", "clean": "sample", "velocity": "v_prediction"}
 SOLVERS = {"discrete": ("ddim", "ddpm", "dpmpp"), "flow": ("euler",), "edm": ("euler", "dpmpp")}
@@ -31,8 +32,9 @@ class SamplerDefaults:
     """How an exported pipeline samples unless told otherwise. None: the path's usual solver and spacing, no clipping.
 
     `clip` bounds x0_hat to [-clip, clip] in every step (DDIM and DDPM only); `shift` is the m of a flow's shifted grid; `guidance` 1 is
-    none. Only what diffusers samples as percepta.samplers does can be exported: its DDIM steps back by T//S whatever the grid, and its
-    DPM-Solver++ has leading and linspace grids of its own.
+    none. `exact` says that the network was trained for this very chain, so that one that is nearly the same will not do. Only what diffusers samples as percepta.samplers does can be exported: its DDIM steps back by T//S whatever the grid, and its
+    DPM-Solver++ has leading and linspace grids of its own. Other grids of DDIM without noise and of DDPM travel as lists of timesteps
+    (`listed`), which take a scheduler that can read lists: DPM-Solver++ of order 1, which is DDIM, and DDPM's own.
     """
 
     solver: str | None = None
@@ -42,6 +44,7 @@ class SamplerDefaults:
     clip: float | None = None
     guidance: float = 1.0
     shift: float = 3.0
+    exact: bool = False
 
     def resolved(self, formulation: Formulation) -> "SamplerDefaults":
         """With the path's usual solver and spacing filled in; ValueError where diffusers has no such scheduler."""
@@ -53,19 +56,16 @@ class SamplerDefaults:
                 f"export with one of: {', '.join(SOLVERS[kind])}"
             )
         known = SPACINGS[solver] if kind == "discrete" else ("uniform", "shifted") if kind == "flow" else ("karras",)
-        spacing = known[0] if self.spacing is None else self.spacing
-        path = formulation.path
-        uneven = (
-            isinstance(path, AbstractDiscretePath)
-            and solver == "ddim"
-            and spacing == "trailing"
-            and path.num_steps % self.steps != 0
-        )
-        if spacing not in known or uneven:
-            which = f"{spacing!r} of {self.steps} steps" if uneven else repr(spacing)
+        path, spacing = formulation.path, known[0] if self.spacing is None else self.spacing
+        if spacing == "leading-code" and isinstance(path, AbstractDiscretePath) and path.num_steps % self.steps == 0:
+            spacing = "leading"  # the same list
+        made = replace(self, solver=solver, spacing=spacing)
+        if (spacing not in known or made._uneven(path)) and made.listed(formulation) is None:
             raise ValueError(
-                f"diffusers' {solver} on {type(path).__name__} does not sample with the spacing {which} as Percepta does; "
-                f"export with one of: {', '.join(known)}" + (", steps a divisor of the path's" if uneven else "")
+                f"diffusers' {solver} on {type(path).__name__} does not sample with the spacing {spacing!r} of {self.steps} steps as "
+                f"Percepta does; export with one of: {', '.join(known)}"
+                + (", steps a divisor of the path's" if made._uneven(path) else "")
+                + (", or without eta and clipping" if kind == "discrete" and solver == "ddim" and spacing in BY_STEP else "")
             )
         if self.clip is not None and solver not in ("ddim", "ddpm"):
             raise ValueError(
@@ -73,7 +73,22 @@ class SamplerDefaults:
             )
         if self.steps < 1:
             raise ValueError(f"steps must be 1 or more, got {self.steps}")
-        return SamplerDefaults(solver, self.steps, spacing, self.eta, self.clip, self.guidance, self.shift)
+        return made
+
+    def _uneven(self, path: AbstractPath) -> bool:
+        """Whether diffusers' DDIM would leave its own grid."""
+        discrete = isinstance(path, AbstractDiscretePath) and self.solver == "ddim" and self.spacing == "trailing"
+        return discrete and path.num_steps % self.steps != 0
+
+    def listed(self, formulation: Formulation) -> list[int] | None:
+        """The timesteps, where the chain can only be told to diffusers as a list of them."""
+        path = formulation.path
+        if not isinstance(path, AbstractDiscretePath) or self.spacing not in BY_STEP:
+            return None
+        plain = self.solver == "ddpm" or (self.solver == "ddim" and self.eta == 0 and self.clip is None)
+        if not plain or (self.spacing in SPACINGS[self.solver or ""] and not self._uneven(path)):
+            return None
+        return timesteps(path, self.steps, self.spacing)
 
 
 def kind_of(formulation: Formulation) -> str:
@@ -128,6 +143,11 @@ def _discrete_scheduler(
 ) -> diffusers.SchedulerMixin:
     betas = beta_config(path)
     common = {"prediction_type": prediction, "timestep_spacing": defaults.spacing, "steps_offset": 0}
+    listed = defaults.listed(Formulation(path, {v: k for k, v in PREDICTION.items()}[prediction])) is not None
+    if listed:
+        common["timestep_spacing"] = "leading"
+    if listed and defaults.solver == "ddim":
+        return diffusers.DPMSolverMultistepScheduler(**betas, **common, algorithm_type="dpmsolver++", solver_order=1)
     if defaults.solver == "dpmpp":
         return diffusers.DPMSolverMultistepScheduler(**betas, **common, algorithm_type="dpmsolver++", solver_order=2)
     clip = {"clip_sample": defaults.clip is not None, "clip_sample_range": 1.0 if defaults.clip is None else defaults.clip}

@@ -22,6 +22,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
         ("Data", _data(settings, images, shape)),
         ("Network", str(settings.get("network") or settings.get("init") or "")),
         ("Parameters", short(count)),
+        ("Trained", _adapter(resolved.get("peft"))),
         ("Steps", f"{run.step:,} of {settings['steps']:,}" if isinstance(settings.get("steps"), int) else f"{run.step:,}"),
         ("Images seen", _count(seen)),
         ("Time training", duration(run.seconds) if run.seconds else ""),
@@ -156,6 +157,11 @@ def duration(seconds: float) -> str:
 def _count(value: Any) -> str:
     known = number(value)
     return "" if known is None else f"{known:,.0f}"
+
+
+def _adapter(peft: Any) -> str:
+    """ "1.08 M weights of lora" where not all were trained."""
+    return f"{short(peft.get('trained'))} weights of {peft.get('method')}" if isinstance(peft, Mapping) else ""
 
 
 def _data(settings: Mapping[str, Any], images: Any, shape: Any) -> str:

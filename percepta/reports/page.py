@@ -100,11 +100,11 @@ def render(context: dict[str, Any]) -> str:
     data = json.dumps(context["data"], allow_nan=False, separators=(",", ":")).replace("<", "\\u003c").replace("&", "\\u0026")
     return environment.get_template("page.html.jinja").render(
         **{k: v for k, v in context.items() if k != "data"}, style=markupsafe.Markup(style), script=markupsafe.Markup(script),
-        data=markupsafe.Markup(data), style_hash=_hash(style), script_hash=_hash(script),
+        data=markupsafe.Markup(data), style_hash=policy_hash(style), script_hash=policy_hash(script),
     )  # fmt: skip
 
 
-def _hash(text: str) -> str:
+def policy_hash(text: str) -> str:
     """The hash by which the policy knows a script or style: of the very text between the tags."""
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 

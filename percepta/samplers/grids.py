@@ -117,12 +117,18 @@ def grid(
     if spacing not in BY_STEP:
         return as_grid(path, torch.cat([{**BY_LEVEL, **BY_TIME}[spacing](path, steps, knobs), torch.zeros(1, dtype=torch.float64)]))
     assert isinstance(path, AbstractDiscretePath)
-    k = BY_STEP[spacing](path, steps, knobs)
+    k = torch.tensor(timesteps(path, steps, spacing, offset))
+    return as_grid(path, torch.cat([path.time_of(k), torch.zeros(1, dtype=torch.float64)]))
+
+
+def timesteps(path: AbstractDiscretePath, steps: int, spacing: str, offset: int = 0) -> list[int]:
+    """DDPM's timesteps of a spacing that counts in them, decreasing."""
+    k = BY_STEP[spacing](path, steps, Knobs(offset))
     if int(k.max()) >= path.num_steps or int(k.min()) < 0:
         raise ValueError(
             f"spacing {spacing!r} with offset {offset} visits timestep {int(k.max())}; the path ends at {path.num_steps - 1}"
         )
-    return as_grid(path, torch.cat([path.time_of(k.flip(0)), torch.zeros(1, dtype=torch.float64)]))
+    return k.flip(0).tolist()
 
 
 def as_grid(path: AbstractPath, times: Times) -> Times:

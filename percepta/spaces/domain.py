@@ -47,7 +47,7 @@ class Images(Protocol):
 
 
 class Domain(Space):
-    """Images in [-1, 1] of any size to 128 features. `folder` is what `train_domain` gave."""
+    """Images in [-1, 1] of any size to 352 features: averages of all stages of the encoder. `folder` is what `train_domain` gave."""
 
     reads = Reads("images", 3, 1)
 

@@ -42,7 +42,7 @@ FAMILIES = {
     "dinov2": "DINOv2 ViT-L/14, 1024 features (FD-DINOv2)",
     "dinov2-b": "DINOv2 ViT-B/14, 768 features",
     "dinov2-s": "DINOv2 ViT-S/14, 384 features",
-    "domain": "an encoder trained on the reference images themselves, 128 features",
+    "domain": "an encoder trained on the reference images themselves, 352 features of all its stages",
     "pixels": "the pixels in [-1, 1], as they are",
     "alex": "the layers of AlexNet that LPIPS reads, averaged over places, 1152 features",
     "squeeze": "the layers of SqueezeNet that LPIPS reads, averaged over places, 2496 features",

@@ -1,5 +1,6 @@
 """A space by its name, differentiable, one row per image: what an objective is trained in, under the names that evaluation knows."""
 
+import math
 from pathlib import Path
 
 from percepta.spaces.clip import KINDS as CLIPS
@@ -32,3 +33,19 @@ def open_space(name: str, domain: Path | None = None, on: Space | None = None, w
     if family in DINOS:
         return Dino(family, weights, on)
     return Pooled(family, weights, on)
+
+
+def weighted(text: str) -> dict[str, float]:
+    """ "clip:0.5, domain" is clip with weight 0.5 and domain with 1."""
+    out: dict[str, float] = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        name, _, weight = part.partition(":")
+        try:
+            out[name] = float(weight or 1)
+        except ValueError:
+            out[name] = math.nan
+        if not 0 < out[name] < math.inf:
+            raise ValueError(f"--space {part}: after the colon stands a weight above 0, as in {name}:0.5")
+    if not out:
+        raise ValueError(f"--space names no space, got {text!r}")
+    return out

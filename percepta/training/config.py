@@ -84,6 +84,8 @@ def check_continuation(path: Path, recipe: Recipe, settings: Settings) -> None:
     was, now = json.loads(path.read_text()), json.loads(json.dumps(asked(recipe, settings), default=str))
     if was["recipe"] != now["recipe"]:
         raise ValueError(f"{path.parent} is a run of the recipe {was['recipe']!r}, not {now['recipe']!r}")
+    usual = json.loads(json.dumps(asked(type(recipe)(), Settings()), default=str))
+    was |= {part: usual[part] | was[part] for part in ("knobs", "settings")}  # a flag that is younger than the run had its default
     # the best checkpoint has a score: one made in another way could neither beat it nor be beaten
     scored = was["settings"].get("keep_best") is not None and now["settings"]["keep_best"] is not None
     bound = frozenset(SCORES if scored else ())

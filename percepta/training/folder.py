@@ -59,6 +59,7 @@ class RunFolder:
             *self.root.glob("samples/.*.tmp"),
             *self.root.glob("evaluation/.*.tmp"),
             *self.root.glob(".model.*"),
+            *self.root.glob(".adapter.*"),
         ):
             if left.is_dir():
                 shutil.rmtree(left)

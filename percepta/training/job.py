@@ -14,6 +14,7 @@ from percepta._version import __version__
 from percepta.evaluation.contamination import CARD
 from percepta.networks import Network
 from percepta.rng import mix
+from percepta.training.adapting import adapt_method, export_adapter, export_model
 from percepta.training.config import asked, check_continuation
 from percepta.training.data import Data, open_data
 from percepta.training.folder import RunFolder, write_json
@@ -102,7 +103,10 @@ def _train(recipe: Recipe, settings: Settings, folder: RunFolder, flag: StopFlag
     if finished and world.first:
         model = folder.root / "model"
         with averaged(state):
-            method.product.export(model, card(recipe, settings, state.step, names(against)))
+            export_model(method, model, card(recipe, settings, state.step, names(against)))
+            if method.adapter is not None:
+                export_adapter(method, folder.root / "adapter")
+                note(f"the adapter alone: {folder.root / 'adapter'}")
     distributed.wait_for_first()
     return Outcome(folder.root, state.step, finished, model, method.product.next_command(folder.root), world.first)
 
@@ -127,11 +131,12 @@ def _evaluator(
 
 def card(recipe: Recipe, settings: Settings, step: int, trained: tuple[str, ...] = ()) -> dict[str, Any]:
     """What an exported model's card says of its training; `trained` are the spaces it was trained against."""
+    adapter = "" if settings.peft == "full" else f"; an adapter ({settings.peft}) on {settings.init}, merged"
     return {
         **({"protocol": {CARD: ", ".join(trained)}} if trained else {}),
         "title": f"{recipe.name} on {settings.data}",
         "description": f"Trained by Percepta's recipe `{recipe.name}` ({recipe.summary}) on `{settings.data}` at {settings.size} pixels.",
-        "training": f"percepta train {recipe.name}: {step} steps of {settings.batch} images, seed {settings.seed}",
+        "training": f"percepta train {recipe.name}: {step} steps of {settings.batch} images, seed {settings.seed}{adapter}",
     }
 
 
@@ -147,24 +152,27 @@ def own_domain(settings: Settings, note: Callable[[str], None], check: Callable[
 
 def build_method(recipe: Recipe, settings: Settings, data: Data, domain: Callable[[], Path] | None = None) -> Method:
     """The recipe's method for this data; fresh weights follow from the seed alone."""
-    init = None
+    init = init_vae = None
     if settings.init is not None:
         from percepta.interop import UnknownMeaning, load_pipeline
 
         try:
-            init = load_pipeline(settings.init).denoiser
+            pipeline = load_pipeline(settings.init)
         except UnknownMeaning:
             if recipe.stated() is None:
                 raise
-            init = load_pipeline(settings.init, recipe.stated()).denoiser
+            pipeline = load_pipeline(settings.init, recipe.stated())
+        init, init_vae = pipeline.denoiser, pipeline.vae
     seed = mix(settings.seed, "init")
     torch.manual_seed(seed)
-    return recipe.build(
+    method = recipe.build(
         Context(
-            data.channels, data.size, data.num_classes, data.class_names, settings.network, init, data.vae, data.examples, seed,
-            settings.micro_batch, domain,
+            data.channels, data.size, data.num_classes, data.class_names, settings.network, init, data.vae, init_vae, data.examples,
+            seed, settings.micro_batch, domain,
         )
     )  # fmt: skip
+    adapt_method(method, settings)
+    return method
 
 
 def prepare_networks(method: Method, settings: Settings, device: torch.device) -> None:
@@ -193,7 +201,8 @@ def describe(recipe: Recipe, settings: Settings, data: Data, method: Method, wor
         "resolved": {
             "percepta": __version__, "torch": torch.__version__, "processes": world.size, "data": data.fingerprint, "images": data.count,
             "num_classes": data.num_classes, "class_names": data.class_names, "shape": [data.channels, data.size, data.size],
-            "parameters": parameters(method.model), CARD: record(method, settings), **chain_of(method),
+            "parameters": parameters(method.model) if method.adapter is None else method.adapter.base.parameters,
+            CARD: record(method, settings), **chain_of(method), **({} if method.adapter is None else {"peft": method.adapter.facts()}),
         },
     }  # fmt: skip
 
@@ -211,7 +220,8 @@ def parameters(model: nn.Module) -> int:
 def headline(recipe: Recipe, settings: Settings, data: Data, method: Method, device: torch.device, world: distributed.World) -> str:
     classes = f", {data.num_classes} classes" if data.num_classes else ""
     processes = f", {world.size} processes" if world.size > 1 else ""
+    trained = f"{parameters(method.model) / 1e6:.2f} M parameters" if method.adapter is None else method.adapter.told()
     return (
-        f"{recipe.name}: {parameters(method.model) / 1e6:.2f} M parameters on {device}{processes}, {data.count} images of "
+        f"{recipe.name}: {trained} on {device}{processes}, {data.count} images of "
         f"{data.channels} x {data.size} x {data.size}{classes}, {settings.steps} steps of {settings.batch}"
     )

@@ -166,10 +166,15 @@ class Loop:
             tracker.log(state.step, {**means, **shares, "lr": lr, "images_per_s": self.meter.rate})
         state.window, state.window_steps = {}, 0
 
+    @property
+    def _begun(self) -> bool:
+        """Whether there is something to look at: a model that starts from --init is shown as it came, at step 0."""
+        return self.state.step > 0 or self.settings.init is not None
+
     def _preview_if_due(self) -> bool:
         """The grid of this step if it is due and not there; False if a signal came meanwhile (it is then drawn after a resume)."""
         step, settings = self.state.step, self.settings
-        if not (settings.sample_every and step and (step % settings.sample_every == 0 or step == settings.steps)):
+        if not (settings.sample_every and self._begun and (step % settings.sample_every == 0 or step == settings.steps)):
             return True
         drawn = not self.folder.writes or self.folder.samples(step).exists() or self._preview(step)
         return self._together(drawn)
@@ -182,7 +187,7 @@ class Loop:
     def _evaluate_if_due(self) -> bool:
         """The evaluation of this step if it is due and not there; False if a signal came meanwhile."""
         step, settings = self.state.step, self.settings
-        if not (settings.eval_every and step and (step % settings.eval_every == 0 or step == settings.steps)):
+        if not (settings.eval_every and self._begun and (step % settings.eval_every == 0 or step == settings.steps)):
             return True
         done = self.evaluator is None or self.folder.evaluation(step).exists() or self._evaluate(self.evaluator, step)
         if done and settings.keep_best is not None:

@@ -1,15 +1,17 @@
 """Method: what is trained, how an estimate is made, which terms judge it, and who takes which turn in a step."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import partial, reduce
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from percepta.estimate import Batch, Estimate, Estimator
 from percepta.objectives.term import AbstractPerBatch, Term, TrainsCritic
-from percepta.rng import Rng
+from percepta.peft import Adapter
+from percepta.rng import Rng, mix, seed_torch
 from percepta.training.product import Product
 
 
@@ -28,12 +30,42 @@ class Turn:
     terms: Mapping[str, Tensor] | None = None
 
 
+@dataclass(frozen=True)
+class Beside:
+    """A second estimate, whose terms the model's turn minimises as well: per-sample terms alone.
+
+    It is made `micro` rows at a time, and once more in the backward pass: it takes the memory of one micro-batch, as a rollout that replays does.
+    """
+
+    estimate: Estimator
+    terms: Sequence[Term]
+    micro: int | None = None
+
+    def __post_init__(self) -> None:
+        if whole := [term.name for term in self.terms if isinstance(term.objective, AbstractPerBatch)]:
+            raise ValueError(f"an estimate beside another one is judged sample by sample; {', '.join(whole)} judges sets")
+
+    def __call__(self, batch: Batch, rng: Rng) -> dict[str, Tensor]:
+        """The terms over the whole batch, by name."""
+
+        def part(rows: slice) -> Tensor:
+            mine = rng.select(rows)
+            seed_torch(mix(mine.seed, mine.stream, "beside", mine.step, mine.ordinals[0]), batch.x0.device)
+            est = self.estimate(batch.select(rows), mine)
+            return torch.stack([term(est) for term in self.terms]) * (len(est) / len(batch))
+
+        size = self.micro or len(batch)
+        rows = [slice(first, min(first + size, len(batch))) for first in range(0, len(batch), size)]
+        parts = [checkpoint(part, one, use_reentrant=False, preserve_rng_state=False) for one in rows]
+        return dict(zip((term.name for term in self.terms), torch.stack(parts).sum(0), strict=True))  # pyright: ignore
+
+
 @dataclass
 class Method:
     """The model's turn minimises the sum of the terms; each term that trains a critic takes a turn before it.
 
     `players` maps a name to the module whose trainable parameters that player moves: "model" first, whose weights are averaged.
-    `product` is what the trained model is good for: previews and the export.
+    `product` is what the trained model is good for: previews and the export. `beside` holds further estimates of the same model.
     """
 
     model: nn.Module
@@ -41,13 +73,19 @@ class Method:
     terms: Sequence[Term]
     product: Product
     players: dict[str, nn.Module] = field(default_factory=dict)
+    beside: Sequence[Beside] = ()
+    adapter: Adapter | None = None  # the few weights of the model that are trained, where it is not all
 
     def __post_init__(self) -> None:
-        names = [term.name for term in self.terms]
+        names = [term.name for term in self.all_terms]
         if len(set(names)) != len(names):
             raise ValueError(f"every term needs a name of its own, got {names}")
         critics = {term.name: term.objective.critic for term in self.terms if isinstance(term.objective, TrainsCritic)}
         self.players = {"model": self.model, **critics, **self.players}
+
+    @property
+    def all_terms(self) -> list[Term]:
+        return [*self.terms, *(term for other in self.beside for term in other.terms)]
 
     @property
     def whole_batch(self) -> bool:
@@ -55,11 +93,12 @@ class Method:
         return any(isinstance(term.objective, AbstractPerBatch) for term in self.terms)
 
     def to(self, device: torch.device) -> None:
-        """Move every network: the players', and the frozen ones behind the objectives."""
+        """Move every network: the players', and the frozen ones behind the estimators and the objectives."""
         for module in self.players.values():
             module.to(device)
-        for term in self.terms:
-            for value in vars(term.objective).values():
+        estimators = (self.estimate, *(other.estimate for other in self.beside))
+        for owner in (*estimators, *(term.objective for term in self.all_terms)):
+            for value in vars(owner).values():
                 if isinstance(value, nn.Module):
                     value.to(device)
 
@@ -69,20 +108,29 @@ class Method:
             if isinstance(term.objective, TrainsCritic):
                 loss = term.objective.critic_loss(est.detach(), rng)
                 yield Turn(term.name, loss, {f"critic/{term.name}": loss.detach()})
-        yield self._model_turn(est)
+        yield self._model_turn(est, [other(batch, rng) for other in self.beside])
 
-    def _model_turn(self, est: Estimate) -> Turn:
-        losses = {term.name: term(est) for term in self.terms}
-        total = sum(losses.values())
-        assert isinstance(total, Tensor), "a method needs at least one term"
+    def _model_turn(self, est: Estimate, beside: Sequence[Mapping[str, Tensor]]) -> Turn:
+        own = {term.name: term(est) for term in self.terms}
+        losses = dict(own)
+        for other in beside:
+            losses |= other
         logs = {name: loss.detach() for name, loss in losses.items()}
         if est.onward is None:
-            return Turn("model", total, logs, terms=losses)
-        return Turn("model", total, logs, backward=partial(_by_way_of, est, total))
+            return Turn("model", total(losses.values()), logs, terms=losses)
+        params = [p for p in self.model.parameters() if p.requires_grad]
+        rest = [loss for other in beside for loss in other.values()]
+        return Turn("model", total(losses.values()), logs, backward=partial(_by_way_of, est, list(own.values()), rest, params))
 
 
-def _by_way_of(est: Estimate, loss: Tensor, scale: float) -> None:
-    """Backward where the graph ends at x0_hat, a leaf: its gradient, and then the maker's own way on."""
+def total(losses: Iterable[Tensor]) -> Tensor:
+    return reduce(torch.add, losses)
+
+
+def _by_way_of(est: Estimate, own: Sequence[Tensor], rest: Sequence[Tensor], params: Sequence[Tensor], scale: float) -> None:
+    """Backward where the graph of `own` ends at x0_hat, a leaf: its gradient, and then the maker's own way on. `rest` has a graph of its own."""
     assert est.onward is not None
-    (grad,) = torch.autograd.grad(loss * scale, est.x0_hat)
+    (grad,) = torch.autograd.grad(total(own) * scale, est.x0_hat)
     est.onward(grad)
+    if rest:
+        torch.autograd.backward(total(rest) * scale, inputs=list(params))

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor, nn
 
-from percepta.formulation import Denoiser
+from percepta.formulation import Denoiser, Formulation
 from percepta.images import to_uint8
 from percepta.networks import Network
 from percepta.path import AbstractDiscretePath
@@ -102,7 +102,7 @@ class Sampled:
 
     def _how(self, settings: Settings, steps: int) -> Drawn:
         if self.fixed is not None and settings.sampler is None:
-            return replace(self.fixed, guidance=settings.guidance)
+            return self.fixed if settings.guidance == 1 else replace(self.fixed, guidance=settings.guidance)
         name = settings.sampler or self.sampler
         return Drawn(name, steps, clip=usual_clip(name, self.vae is None), guidance=settings.guidance)
 
@@ -120,11 +120,22 @@ class Sampled:
         defaults = SamplerDefaults(clip=clip and clip[1])
         if self.fixed is not None:
             how = self.fixed
-            defaults = SamplerDefaults(how.sampler, how.steps, how.spacing, how.eta, how.clip and how.clip[1])
+            defaults = SamplerDefaults(
+                how.sampler, how.steps, how.spacing, how.eta, how.clip and how.clip[1], how.guidance, exact=True
+            )
         export_pipeline(out, self.denoiser, vae=self.vae, sampler=defaults, class_names=self.class_names, card=dict(card))
 
     def next_command(self, run: Path) -> str:
         return f"percepta sample {run} --num 16 --out images.png"
+
+
+def exportable(formulation: Formulation, solver: str | None, how: Drawn) -> Drawn:
+    """`how`, by the path's usual solver and spacing where none is said; ValueError where no scheduler of diffusers draws so."""
+    from percepta.interop import SamplerDefaults
+
+    made = SamplerDefaults(solver, how.steps, how.spacing, how.eta, how.clip and how.clip[1], how.guidance).resolved(formulation)
+    assert made.solver is not None
+    return replace(how, sampler=made.solver, spacing=made.spacing)
 
 
 def eval_steps(settings: Settings) -> int:

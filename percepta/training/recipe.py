@@ -5,7 +5,7 @@ A recipe is one file in percepta/recipes/ with one subclass; listing the folder 
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -31,10 +31,17 @@ class Context:
     network: str | None = None
     init: Denoiser | None = None
     vae: Any = None
+    init_vae: Any = None  # the autoencoder of the pipeline that --init names
     examples: Callable[[], Tensor] | None = None  # the first images, in [-1, 1]
     seed: int = 0  # of fresh weights
     micro_batch: int | None = None  # images that go through a network together
     domain: Callable[[], Path] | None = None  # trains, or finds, an encoder of the data (spaces.domain)
+
+    def in_latents(self, vae: Any) -> "Context":
+        """What a network in the latents of `vae` reads, where the data are images."""
+        if self.size % vae.factor:
+            raise ValueError(f"--size {self.size} is no multiple of {vae.factor}, the pixels that a latent is wide")
+        return replace(self, channels=vae.latent_channels, size=self.size // vae.factor, vae=vae)
 
     def check_init(self, formulation: Formulation) -> None:
         """Refuse to train --init under another meaning of its output."""
@@ -67,6 +74,11 @@ class Context:
                 f"{flag} reads {network.in_channels} channels, the data has {self.channels}"
                 + ("" if self.vae is not None else "; a latent model needs --vae")
             )
+        if network.reads.needed:
+            raise ValueError(
+                f"{flag} is told {', '.join(network.reads.needed)} beside the image, which data here do not have: models with labels, or "
+                "with no condition, can be trained"
+            )
         if network.num_classes != self.num_classes:
             raise ValueError(
                 f"{flag} has {network.num_classes or 'no'} classes, the data has {self.num_classes or 'none'}: use "
@@ -86,6 +98,7 @@ class Recipe(ABC):
     example: ClassVar[str]
     sampler: ClassVar[str] = "ddim"
     settings: ClassVar[Mapping[str, Any]] = {}
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # by name: other values of knobs and settings
 
     @abstractmethod
     def build(self, context: Context) -> Method: ...
@@ -97,6 +110,17 @@ class Recipe(ABC):
     @classmethod
     def default_settings(cls) -> Settings:
         return replace(Settings(), **cls.settings)
+
+    @classmethod
+    def preset(cls, name: str) -> tuple["Recipe", Settings]:
+        """Knobs and settings of a preset: what flags are then read on top of."""
+        if name not in cls.presets:
+            known = ", ".join(cls.presets) or "none"
+            raise ValueError(f"the recipe {cls.name} has no preset {name!r}; it has: {known}")
+        knobs = {field.name for field in fields(cls)}
+        chosen = cls.presets[name]
+        own = {k: v for k, v in chosen.items() if k in knobs}
+        return cls(**own), replace(cls.default_settings(), **{k: v for k, v in chosen.items() if k not in knobs})
 
 
 def denoising_method(

@@ -2,12 +2,14 @@
 
 import json
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 
 from percepta.evaluation.contamination import trained_against
 from percepta.training import checkpoint as checkpoints
+from percepta.training.adapting import export_adapter, export_model
 from percepta.training.config import read_config
 from percepta.training.data import recorded_data
 from percepta.training.ema import reconstruct
@@ -24,8 +26,9 @@ def export_run(
     step: int | None = None,
     raw: bool = False,
     ema_length: float | None = None,
+    adapter: bool = False,
 ) -> int:
-    """Export a checkpoint of a run; returns its step."""
+    """Export a checkpoint of a run, or its adapter alone; returns its step."""
     if not (run / "config.json").is_file():
         raise ValueError(f"{run} is no run folder: it has no config.json")
     if raw and ema_length is not None:
@@ -43,9 +46,9 @@ def export_run(
         load_weights(method.model, {**method.model.state_dict(), **average}, str(run / "snapshots"))
         raw = True
     about = card(recipe, settings, checkpoint.step, trained_against(run))
-    if raw or state.ema is None:
-        method.product.export(out, about)
-    else:
-        with averaged(state):
-            method.product.export(out, about)
+    with nullcontext() if raw else averaged(state):
+        if adapter:
+            export_adapter(method, out)
+        else:
+            export_model(method, out, about)
     return checkpoint.step

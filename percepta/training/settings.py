@@ -28,7 +28,15 @@ class Settings:
     """Start from this pipeline, run or model folder; its schedule and prediction type are read, not asked."""
     vae: str | None = None
     """Train in the latents of this frozen autoencoder (a diffusers folder or a run of the recipe `autoencoder`)."""
-
+    peft: Literal["full", "lora"] = "full"
+    """What of --init is trained: full, all weights; lora, a few beside them, which are saved alone and merged into the model."""
+    lora_rank: int = 8
+    """Rank of each layer's adapter: more can change more, and takes more memory."""
+    lora_alpha: int | None = None
+    """The adapter counts alpha/rank times. Default: the rank."""
+    lora_targets: str | None = None
+    """Layers to adapt, by the end of their names or by a block's name, with commas between: to_q,to_v or mid_block. Default: attention
+    and MLPs of transformers, attention and residual convolutions of U-Nets."""
     cache: Path | None = None
     """Where latents are kept between runs. Default: the user's cache folder, or PERCEPTA_CACHE."""
 
@@ -94,7 +102,7 @@ class Settings:
     log_every: int = 20
     """Steps between two lines of metrics.jsonl."""
     sample_every: int = 500
-    """Steps between two sample grids; 0 for none."""
+    """Steps between two sample grids; 0 for none. With --init there is one of step 0 too."""
     sample_num: int = 64
     """Images in a grid."""
     sample_steps: int = 50
@@ -116,7 +124,7 @@ class Settings:
 
     # -- evaluation while it trains
     eval_every: int = 0
-    """Steps between two evaluations of the averaged weights, and one at the end; 0 for none."""
+    """Steps between two evaluations of the averaged weights, one at the end, and with --init one of step 0; 0 for none."""
     eval_metrics: str = "fid,kid"
     """Metrics, with commas between (see `percepta evaluate --help`)."""
     eval_num: int = 5000
@@ -144,6 +152,7 @@ class Settings:
             value = getattr(self, name)
             if value is not None and value < (2 if name == "eval_num" else 1):
                 raise ValueError(f"--{name.replace('_', '-')} must be at least {2 if name == 'eval_num' else 1}, got {value}")
+        self._check_peft()
         if self.keep_best is not None and not self.eval_every:
             raise ValueError(f"--keep-best {self.keep_best} needs evaluations to choose by: add --eval-every")
         if self.keep < 2:
@@ -159,3 +168,13 @@ class Settings:
         for name in ("workers", "warmup", "sample_every", "weight_decay", "eval_every", "shares_every"):
             if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"--{name.replace('_', '-')} must not be negative, got {getattr(self, name)}")
+
+    def _check_peft(self) -> None:
+        if self.peft == "full":
+            for name in ("lora_rank", "lora_alpha", "lora_targets"):
+                if getattr(self, name) != getattr(type(self), name):
+                    raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)} is for adapters: add --peft lora")
+        elif self.init is None:
+            raise ValueError(f"--peft {self.peft} trains a few weights on a pretrained model: say which with --init")
+        if self.lora_rank < 1 or (self.lora_alpha is not None and self.lora_alpha < 1):
+            raise ValueError(f"--lora-rank and --lora-alpha must be at least 1, got {self.lora_rank} and {self.lora_alpha}")

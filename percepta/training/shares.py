@@ -25,11 +25,11 @@ def shares_every(settings: Settings, method: Method, device: torch.device) -> in
     """Steps between two measurements; 0 for none. A single term has the share 1, which needs no measuring."""
     graphs = settings.compile in CUDA_GRAPHS and device.type == "cuda"
     if settings.shares_every is None:
-        return 0 if graphs or len(method.terms) < 2 else USUAL * settings.log_every
+        return 0 if graphs or len(method.all_terms) < 2 else USUAL * settings.log_every
     if settings.shares_every and graphs:
         raise ValueError(f"--shares-every walks backward once per term, and the CUDA graphs of --compile {settings.compile} keep "
                          "one result only: use --compile default, or --shares-every 0")  # fmt: skip
-    return settings.shares_every if len(method.terms) > 1 else 0
+    return settings.shares_every if len(method.all_terms) > 1 else 0
 
 
 def due(step: int, every: int, settings: Settings) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from percepta.peft import Base
 from percepta.training.checkpoint import Checkpoint
 from percepta.training.ema import POWER, AbstractDecay, Classic, Ema, HalfLife
 from percepta.training.method import Method
@@ -26,6 +27,13 @@ class Player:
     params: list[Tensor]
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler | None  # pyright: ignore[reportPrivateImportUsage]
+    base: Base | None = None  # frozen weights that are read from elsewhere, and not kept in checkpoints
+
+    def kept(self) -> dict[str, Tensor]:
+        """What a checkpoint holds of the module: all of it, or all but the base's weights."""
+        named: dict[str, Tensor] = dict(self.module.state_dict(keep_vars=True))
+        frozen = {name for name, x in named.items() if isinstance(x, nn.Parameter) and not x.requires_grad}
+        return {name: x.detach() for name, x in named.items() if self.base is None or name not in frozen}
 
 
 @dataclass
@@ -49,7 +57,7 @@ class State:
         return f"train-{self.retries}" if self.retries else "train"
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        out = {f"weights-{name}": dict(p.module.state_dict()) for name, p in self.players.items()}
+        out = {f"weights-{name}": p.kept() for name, p in self.players.items()}
         out |= {f"optimizer-{name}": optimizer_tensors(p.optimizer) for name, p in self.players.items()}
         return out | (self.ema.tensors() if self.ema else {})
 
@@ -59,6 +67,7 @@ class State:
             "retries": self.retries, "window": self.window, "window_steps": self.window_steps,
             "scalers": {name: p.scaler.state_dict() for name, p in self.players.items() if p.scaler is not None},
             "ema": self.ema.state() if self.ema else None,
+            "bases": {name: p.base.sha256 for name, p in self.players.items() if p.base is not None},
         }  # fmt: skip
 
     def load(self, checkpoint: Checkpoint) -> None:
@@ -70,7 +79,9 @@ class State:
                 f"{checkpoint.path} holds {sorted(found)}, this method trains {sorted(names)}: resume with the recipe of the run"
             )
         for name, player in self.players.items():
-            load_weights(player.module, checkpoint.tensors[f"weights-{name}"], f"{checkpoint.path}/weights-{name}.safetensors")
+            check_base(player, checkpoint)
+            stem = f"weights-{name}"
+            load_weights(player.module, checkpoint.tensors[stem], f"{checkpoint.path}/{stem}.safetensors", player.kept())
             load_optimizer_tensors(player.optimizer, checkpoint.tensors[f"optimizer-{name}"])
             if (player.scaler is not None) != (name in checkpoint.state["scalers"]):
                 raise ValueError(
@@ -89,12 +100,26 @@ class State:
         self.window = dict(checkpoint.state["window"])
 
 
-def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
-    """Every name and shape must fit."""
-    own = module.state_dict()
+def check_base(player: Player, checkpoint: Checkpoint) -> None:
+    """Refuse weights that were trained beside others than those that --init gives now."""
+    was, base = checkpoint.state.get("bases", {}).get(player.name), player.base
+    if (was is None) != (base is None):
+        raise ValueError(
+            f"{checkpoint.path} was trained with{'out' if was is None else ''} an adapter: resume with the same --peft"
+        )
+    if base is not None and base.sha256 != was:
+        raise ValueError(
+            f"{checkpoint.path} holds an adapter for weights with the sha256 {was[:12]}..., and those of --init {base.name} have "
+            f"{base.sha256[:12]}...: they have changed; put back the ones that the run began with"
+        )
+
+
+def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], where: str, own: Mapping[str, Tensor] | None = None) -> None:
+    """Every name and shape must fit; `own` is what of the module is loaded, if not all."""
+    own = module.state_dict() if own is None else own
     if odd := sorted(own.keys() ^ tensors.keys()) or [k for k in own if own[k].shape != tensors[k].shape]:
         raise ValueError(f"{where} does not fit this network: {odd[:3]} are missing, unknown or of another shape")
-    module.load_state_dict(dict(tensors))
+    module.load_state_dict(dict(tensors), strict=False)
 
 
 def decays(settings: Settings) -> AbstractDecay | Mapping[str, AbstractDecay]:
@@ -110,7 +135,8 @@ def make_state(method: Method, settings: Settings, device: torch.device) -> Stat
         optimizer = make_optimizer(module, settings.optimizer, settings.lr, settings.betas, settings.weight_decay)
         params = [p for group in optimizer.param_groups for p in group["params"]]
         scaler = torch.amp.GradScaler(device.type) if settings.mixed_precision == "fp16" else None  # pyright: ignore[reportPrivateImportUsage]
-        players[name] = Player(name, module, params, optimizer, scaler)
+        base = method.adapter.base if method.adapter is not None and name == "model" else None
+        players[name] = Player(name, module, params, optimizer, scaler, base)
     schedule = Schedule(settings.lr, settings.lr_schedule, settings.warmup, settings.steps)
     # a non-finite loss or gradient never reaches the weights (loop.py), so the averages need no guard of their own
     ema = None if settings.ema == "none" else Ema(method.model, decays(settings), guard=False)

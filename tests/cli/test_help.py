@@ -94,7 +94,7 @@ def help_of(command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytes
 
 
 def test_commands_and_recipes_are_found() -> None:
-    assert set(CLASSES) == {"recipes", "sample", "evaluate", "report", "export", "convert", "cache latents", "doctor"}
+    assert set(CLASSES) == {"recipes", "sample", "evaluate", "report", "export", "convert", "cache latents", "doctor", "study"}
     assert len(RECIPES) >= 4
 
 
@@ -153,6 +153,14 @@ def test_the_overview_names_what_there_is(command: str, capsys, monkeypatch) -> 
         ("cache latents --vea x", "--vae"),
         ("doctor --dta x", "--data"),
         ("recipes --jsno", "--json"),
+        ("study mmd-tabel1", "mmd-table1"),
+        ("study", "missing"),
+        ("study mmd-table1 --scael pocket", "--scale"),
+        ("study mmd-table1 --scale paper", "--data"),
+        ("study mmd-table1 --seeds 0", "--seeds"),
+        ("study mmd-table1 --data ./nowhere", "nowhere"),
+        ("study mmd-table1 --init ./nowhere", "nowhere"),
+        ("study mmd-table1 --resume", "--resume"),
         ("train ddpm --steps many", "--steps"),
         ("train ddpm --steps 0", "--steps"),
         ("train ddpm --predict noise", "--predict"),
@@ -187,6 +195,8 @@ def runs(tmp_path_factory) -> Path:
     ("line", "keys"),
     [
         ("recipes", {"ddpm", "edm", "flow", "autoencoder"}),
+        ("study list", {"mmd-table1", "mmd-fig5"}),
+        ("study mmd-table9 --plan", {"study", "commands"}),
         ("doctor", {"packages", "devices", "weights"}),
         ("doctor --data shapes:length=9,size=8", {"ok", "num_images"}),
         ("sample {runs}/ddpm --num 2 --steps 1 --out {tmp}/grid.png", {"sampler", "steps", "seed", "weights"}),

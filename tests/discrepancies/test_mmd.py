@@ -5,7 +5,18 @@ import itertools
 import pytest
 import torch
 
-from percepta.discrepancies.mmd import CUBIC, AbstractKernel, Linear, Polynomial, Rbf, median_bandwidth, mmd2, squared_distances
+from percepta.discrepancies.mmd import (
+    CUBIC,
+    AbstractKernel,
+    Linear,
+    MedianRbf,
+    Polynomial,
+    Rbf,
+    kernel_named,
+    median_bandwidth,
+    mmd2,
+    squared_distances,
+)
 
 KERNELS = [Linear(), CUBIC, Polynomial(2, 0.5, 0.3), Rbf(), Rbf((0.5, 2.0, 4.0)), Rbf((1.0, 3.0), (0.2, 0.8))]
 
@@ -133,3 +144,27 @@ def test_what_cannot_be_estimated_is_said() -> None:
     for wrong in (lambda: Rbf(()), lambda: Rbf((0.0,)), lambda: Rbf((1.0,), (1.0, 2.0)), lambda: Polynomial(0)):
         with pytest.raises(ValueError):
             wrong()
+
+
+def test_kernels_by_name() -> None:
+    rows = torch.randn(9, 4)
+    assert kernel_named("cubic", None, lambda: rows) == CUBIC
+    assert kernel_named("rbf", " 2, 8", lambda: rows) == Rbf((2.0, 8.0))
+    median = kernel_named("rbf", "0.5*median,median", lambda: rows)
+    assert isinstance(median, MedianRbf)
+    middle = torch.pdist(rows).median().item()
+    x, y = torch.randn(5, 4), torch.randn(6, 4)
+    torch.testing.assert_close(median(x, y), Rbf((middle / 2, middle))(x, y))
+    rows = torch.zeros(9, 4)  # what was read first stays
+    torch.testing.assert_close(median(x, y), Rbf((middle / 2, middle))(x, y))
+    for name, bandwidth, said in (
+        ("cosine", None, "unknown kernel"),
+        ("cubic", "2", "belongs to --kernel rbf"),
+        ("rbf", "2,median", "not both"),
+        ("rbf", ",", "not both"),
+        ("rbf", "two", "a number above 0"),
+        ("rbf", "-1*median", "a number above 0"),
+        ("rbf", "0", "a number above 0"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            kernel_named(name, bandwidth, lambda: rows)

@@ -1,6 +1,5 @@
 """Every recipe that the folder holds: it trains, exports something that loads, and its knobs mean what they say."""
 
-import json
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -11,7 +10,6 @@ from processes import FLAGS, lines
 
 import percepta.recipes as folder
 from percepta.formulation import LogitNormalTimes, LogNormalTimes, UniformTimes
-from percepta.interop import load_pipeline
 from percepta.path import Cosine, LinearBeta, Rectified, VarianceExploding
 from percepta.recipes import recipes
 from percepta.training.job import train
@@ -138,59 +136,3 @@ def test_a_latent_run_on_a_trained_autoencoder(tiny, tmp_path):
     assert (first.model / "vae" / "config.json").is_file()
     again = train(made("ddpm"), replace(given, out=tmp_path / "again"), quiet=True)
     assert (first.folder / "metrics.jsonl").read_bytes() == (again.folder / "metrics.jsonl").read_bytes()
-
-
-def test_mmd_brings_samples_of_few_steps_to_the_data(tiny, tmp_path):
-    given = settings("mmd", tiny, tmp_path / "run", steps=30, batch=16, micro_batch=8, log_every=5, checkpoint_every=30, lr=1e-2)
-    found = lines(train(made("mmd"), given, quiet=True).folder)
-    assert found[-1]["mmd"] < 0.75 * found[0]["mmd"], [line["mmd"] for line in found]
-
-
-def test_the_chain_of_mmd_is_that_of_its_previews_and_its_export(tiny, tmp_path):
-    """Previews are drawn by the trained chain, and the exported scheduler visits its timesteps."""
-    outcome = train(made("mmd"), settings("mmd", tiny, tmp_path / "run", steps=1, sample_every=1), quiet=True)
-    shown = json.loads((outcome.folder / "samples" / "step-0000001.json").read_text())
-    assert (shown["sampler"], shown["steps"], shown["clip"]) == ("ddim", 2, None)
-    assert outcome.model is not None
-    pipeline = DiffusionPipeline.from_pretrained(outcome.model)
-    assert not pipeline.scheduler.config.clip_sample
-    pipeline.scheduler.set_timesteps(2)
-    assert pipeline.scheduler.timesteps.tolist() == [500, 0]
-
-
-def test_another_sampler_for_the_previews_of_mmd_is_heeded(tiny, tmp_path):
-    given = settings("mmd", tiny, tmp_path / "run", steps=1, sample_every=1, sampler="euler", sample_steps=3)
-    outcome = train(made("mmd"), given, quiet=True)
-    shown = json.loads((outcome.folder / "samples" / "step-0000001.json").read_text())
-    assert (shown["sampler"], shown["steps"]) == ("euler", 3)
-
-
-def test_the_domain_that_mmd_trains_against_is_the_one_an_evaluation_would_find(tiny, tmp_path, monkeypatch):
-    """Else there would be two encoders of one set, and a metric in the other would pass for clean."""
-    seen = []
-
-    def train_domain(images, folder, seed, **more):
-        seen.append((images.fingerprint, folder, seed, more["seen_as"]))
-        raise ValueError("enough")
-
-    monkeypatch.setattr("percepta.spaces.domain.train_domain", train_domain)
-    own = {"data": "shapes:length=40", "cache": tmp_path / "cache"}
-    with pytest.raises(ValueError, match="enough"):
-        train(made("mmd", space="domain"), settings("mmd", tiny, tmp_path / "a", **own), quiet=True)
-    with pytest.raises(ValueError, match="enough"):
-        train(made("mmd"), settings("mmd", tiny, tmp_path / "b", eval_every=1, eval_space="domain", eval_num=8, **own), quiet=True)
-    assert len(seen) == 2
-    assert seen[0] == seen[1]
-
-
-def test_mmd_starts_from_a_trained_pixel_model_and_reads_weights_of_spaces(tiny):
-    init = load_pipeline(tiny.pipeline).denoiser
-    for space, said in (("pixels:x", "a weight above 0"), ("pixels:-1", "a weight above 0"), (",", "names no space")):
-        with pytest.raises(ValueError, match=said):
-            made("mmd", space=space).build(Context(3, 8, init=init))
-    (term,) = made("mmd", space="pixels:2").build(Context(3, 8, init=init)).terms
-    assert (term.name, term.scale) == ("mmd", 2.0)
-    with pytest.raises(ValueError, match="say which with --init"):
-        made("mmd").build(context(tiny))
-    with pytest.raises(ValueError, match="leave --vae away"):
-        made("mmd").build(Context(3, 8, init=init, vae=object()))

@@ -43,7 +43,7 @@ def test_features_tell_classes_apart(trained, method, least):
     other = replace(DATA, seed=1, length=300)
     labels = np.array([item.label for item in other.read_many(range(300))])
     rows = open_extractor("domain", domain=trained[method])(tensors(other, range(300)), ["embedding"])["embedding"]
-    assert rows.shape == (300, 128)
+    assert rows.shape == (300, 352)
     rows = torch.nn.functional.normalize(rows)
     similar = rows[200:] @ rows[:200].T
     votes = labels[:200][similar.topk(5, 1).indices.numpy()]

@@ -1,0 +1,158 @@
+"""What the studies of MMD-DDM (Aiello et al. 2023) share: one pretrained base, its finetuned models, their samples, their judgement.
+
+    base -> train mmd --sampler-steps K -> sample -> evaluate        rows `Tuned`
+    base ----------------------------------> sample -> evaluate      rows `Drawn`: what needs no finetuning
+
+Pocket scale: the built-in shapes; spaces that need no weights. The model is finetuned in the space `domain` of its own seed, an encoder of
+the data, and judged in that of the seed JUDGE, which it was not trained against.
+"""
+
+from dataclasses import dataclass
+
+from percepta.spaces.extractor import split_name, weights_behind
+from percepta.studies.engine.study import OUT, At, Column, Images, Impossible, Job, Reading
+from percepta.weights import has_weights
+
+JUDGE = 1000  # no run is finetuned with this seed, so this domain encoder was trained against by none
+STEPS = (5, 10, 15, 20)
+DDIM = "--solver ddim --spacing leading"  # the chain of the paper; spelt out, so that equal work has equal commands
+FEWER = (5, 10, 20)  # the columns of tables 7 to 9
+CIFAR = "Inception FID of 50,000 samples, by torch-fidelity, of unconditional models of CIFAR-10, 32 px"
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Flags of the two trainings, and how much is drawn. `judge`: flags of the usual judgement; `beside`: of one in another space."""
+
+    size: int
+    pretrain: str
+    finetune: str
+    num: int
+    judge: str
+    beside: str
+    spaces: tuple[str, ...]
+
+
+POCKET = Sizes(
+    size=16,
+    pretrain="--steps 2400 --batch 64 --lr 1e-3 --warmup 50 --lr-schedule cosine --ema-decay 0.998 --checkpoint-every 300",
+    finetune="--steps 20 --batch 64 --micro-batch 32 --lr 1e-4 --checkpoint-every 5",
+    num=512,
+    judge=f"--metrics fid,pr --space domain --seed {JUDGE}",
+    beside="--metrics fid --space domain,pixels --seed {seed}",  # the very encoder that the model of this seed was finetuned in
+    spaces=("domain", "alex"),
+)
+PAPER = Sizes(
+    size=32,
+    pretrain="--network unet-cifar --conditional no --schedule linear --flip --steps 800000 --batch 128 --lr 2e-4 --warmup 5000 "
+    "--ema-decay 0.9999 --checkpoint-every 5000",
+    finetune="--conditional no --steps 500 --batch 128 --micro-batch 64 --lr 5e-6 --clip None --checkpoint-every 50",
+    num=50_000,
+    judge="--metrics fid,sfid,is,pr --space inception-2048",
+    beside="--metrics clip-fd",
+    spaces=("inception-2048", "clip"),
+)
+SIZES = {"pocket": POCKET, "paper": PAPER}
+SHAPES = "shapes:labels=shape,length=4000"  # the set of `make demo`: an encoder that is there is found
+DATA = {"pocket": (SHAPES, f"{SHAPES},seed=1"), "paper": None}
+
+
+def base(at: At) -> Images:
+    """The pretrained model: --init, or trained here once for all. Its previews take 5 DDIM steps, which figure 5 draws by."""
+    if at.init is not None:
+        return at.init
+    words = ("train", "ddpm", "--data", at.data, "--size", str(at.size), *at.sizes.pretrain.split())
+    return Job((*words, "--sample-every", "0", "--sampler", "ddim", "--sample-steps", "5", "--out", OUT))
+
+
+def finetuned(at: At, steps: int, seed: int, space: str, kernel: str = "cubic", chain: str = DDIM) -> Job:
+    """`percepta train mmd` from the base, K = `steps`."""
+    need(space)
+    words = ("train", "mmd", "--init", base(at), "--data", at.data, "--size", str(at.size), *at.sizes.finetune.split())
+    flags = ("--sampler-steps", str(steps), *chain.split(), "--space", space, "--kernel", kernel)
+    after = (encoder(at, at.sizes.beside.format(seed=seed)),) if space == "domain" else ()
+    return Job((*words, *flags, "--seed", str(seed), "--sample-every", "0", "--out", OUT), after)
+
+
+def samples(at: At, model: Images, seed: int, flags: str = "") -> Job:
+    return Job(("sample", model, "--num", str(at.sizes.num), *flags.split(), "--seed", str(seed), "--out", OUT))
+
+
+def judged(at: At, images: Images, flags: str) -> Job:
+    """`percepta evaluate` against the data; sets that are given by name are cut to the same number of images."""
+    after = (encoder(at, flags),) if "--space domain" in flags and isinstance(images, Job) else ()
+    count = () if isinstance(images, Job) else ("--num", str(at.sizes.num))
+    return Job(("evaluate", images, at.data, *count, "--size", str(at.size), *flags.split(), "--json"), after)
+
+
+def encoder(at: At, flags: str) -> Job:
+    """Judges real images first, which trains the `domain` encoder once: jobs that run side by side then all find it."""
+    return judged(at, at.held_out or at.data, flags)
+
+
+def need(space: str) -> None:
+    """Impossible where the weights of a space are not here."""
+    family, layer = split_name(space)
+    names = weights_behind(family)
+    if family == "inception" and (layer or "2048") not in ("64", "192", "768", "spatial"):
+        names = names[:-1]  # the last one is the partial file
+    if names and not any(map(has_weights, names)):
+        raise Impossible(f"the weights of {space} are not here: `percepta doctor` says where to get them")
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Samples of the pretrained model by a sampler's flags, in as many steps as the column says."""
+
+    flags: str
+
+    def __call__(self, at: At, column: Column, seed: int) -> Job:
+        return samples(at, base(at), seed, f"{self.flags} --steps {column.setting}")
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """Samples of a model finetuned for the column's steps, drawn by the chain that it was finetuned for."""
+
+    space: int = 0  # the first or second of the scale's spaces
+    kernel: str = "cubic"
+    chain: str = DDIM
+
+    def __call__(self, at: At, column: Column, seed: int) -> Job:
+        model = finetuned(at, column.setting, seed, at.sizes.spaces[self.space], self.kernel, self.chain)
+        return samples(at, model, seed)
+
+
+def real(at: At, column: Column, seed: int) -> str:
+    """Images of the same kind that no model has seen: what a perfect model of so many samples would get."""
+    if at.held_out is None:
+        raise Impossible("no held-out images were given (--held-out)")
+    return at.held_out
+
+
+def judge(at: At, images: Images, column: Column, seed: int) -> Reading:
+    return Reading(judged(at, images, at.sizes.judge), column.place)
+
+
+def fid_columns(steps: tuple[int, ...]) -> tuple[Column, ...]:
+    return tuple(Column(f"{k} steps", "metrics.fid", k) for k in steps)
+
+
+def facts(at: At) -> list[tuple[str, str]]:
+    """The budget, as a reader compares it."""
+    sizes: Sizes = at.sizes
+    pretrained = (
+        f"{at.init}, as it was given" if at.init else f"once for all rows, {_images(sizes.pretrain)}: train ddpm {sizes.pretrain}"
+    )
+    return [
+        ("Data", f"{at.data}, {at.size} px"),
+        ("Pretrained model", pretrained),
+        ("Each finetuning", f"{_images(sizes.finetune)}: train mmd {sizes.finetune}"),
+        ("Judged", f"{sizes.num:,} samples: evaluate {sizes.judge}"),
+    ]
+
+
+def _images(flags: str) -> str:
+    words = flags.split()
+    steps, batch = (int(words[words.index(flag) + 1]) for flag in ("--steps", "--batch"))
+    return f"{steps:,} steps of {batch} images, {steps * batch:,} in all"

@@ -1,0 +1,103 @@
+"""The adapter on its base, in a process that has never heard of Percepta, gives the images of the merged pipeline."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from percepta.peft import Lora, attach
+from percepta.recipes.ddpm import Ddpm
+from percepta.training.job import train
+from percepta.training.settings import Settings
+
+CHILD = """
+import sys
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "percepta":
+            raise ImportError("percepta is not installed here")
+sys.meta_path.insert(0, Block())
+import json, torch
+import diffusers
+from diffusers import DiffusionPipeline
+from peft import PeftModel
+from safetensors.torch import save_file
+torch.set_num_threads(1)
+jobs = json.load(open(sys.argv[1]))
+out = {}
+
+def images(pipe):
+    pipe.set_progress_bar_config(disable=True)
+    made = pipe(batch_size=3, generator=torch.Generator().manual_seed(7), num_inference_steps=4, output_type="np").images
+    return torch.from_numpy(made).contiguous()
+
+run, base = jobs["run"], jobs["base"]
+out["merged"] = images(DiffusionPipeline.from_pretrained(f"{run}/model"))
+pipe = DiffusionPipeline.from_pretrained(base)
+pipe.scheduler = DiffusionPipeline.from_pretrained(f"{run}/model").scheduler
+out["base"] = images(pipe)
+PeftModel.from_pretrained(pipe.unet, f"{run}/adapter")
+out["adapter"] = images(pipe)
+for kind, (cls, folder) in jobs["models"].items():
+    x, t = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1)), torch.tensor([3.0, 500.0])
+    call = {"DiTTransformer2DModel": lambda m: m(x, t, torch.zeros(2, dtype=torch.long)).sample,
+            "SD3Transformer2DModel": lambda m: m(x, torch.ones(2, 1, 1), torch.ones(2, 1), t).sample}[cls]
+    with torch.no_grad():
+        out[f"{kind}/merged"] = call(getattr(diffusers, cls).from_pretrained(f"{folder}/merged").eval())
+        model = getattr(diffusers, cls).from_pretrained(f"{folder}/base").eval()
+        out[f"{kind}/base"] = call(model)
+        out[f"{kind}/adapter"] = call(PeftModel.from_pretrained(model, f"{folder}/adapter").eval())
+assert not any(name.split(".")[0] == "percepta" for name in sys.modules)
+save_file({k: v.float().contiguous() for k, v in out.items()}, sys.argv[2])
+"""
+
+
+def transformers(make, root):
+    """Base, merged model and adapter of the transformers, in folders."""
+    made = {}
+    for kind in ("dit", "mmdit"):
+        one, folder = make(kind), root / kind
+        one.model.save_pretrained(folder / "base")
+        adapter = attach(Lora(4), one.network, "base", 1)
+        with torch.no_grad():
+            for k, p in enumerate(p for p in one.model.parameters() if p.requires_grad):
+                p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(k)) * 0.1)
+        with adapter.merged():
+            one.model.save_pretrained(folder / "merged")
+        (folder / "adapter").mkdir()
+        adapter.save(folder / "adapter")
+        made[kind] = (type(one.model).__name__, str(folder))
+    return made
+
+
+@pytest.fixture(scope="module")
+def found(tiny, make, tmp_path_factory):
+    """What the other process made."""
+    root = tmp_path_factory.mktemp("plain")
+    flags = {"data": "shapes:length=20", "size": 8, "batch": 4, "conditional": "no", "sample_every": 0, "device": "cpu"}
+    run = train(
+        Ddpm(),
+        Settings(**flags, steps=8, lr=2e-2, init=tiny.pipeline, peft="lora", lora_rank=4, ema="none", out=root / "run"),
+        True,
+    )
+    jobs = {"run": str(run.folder), "base": tiny.pipeline, "models": transformers(make, root)}
+    (root / "jobs.json").write_text(json.dumps(jobs))
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    env.pop("PYTHONPATH", None)
+    child = subprocess.run(
+        [sys.executable, "-c", CHILD, str(root / "jobs.json"), str(root / "out.safetensors")],
+        capture_output=True, text=True, env=env, cwd=root,
+    )  # fmt: skip
+    assert child.returncode == 0, child.stderr
+    return load_file(root / "out.safetensors")
+
+
+@pytest.mark.parametrize("kind", ["", "dit/", "mmdit/"])
+def test_base_and_adapter_are_the_merged_pipeline(found, kind):
+    merged, base, adapter = (found[f"{kind}{name}"] for name in ("merged", "base", "adapter"))
+    assert (merged - base).abs().max() > 1e-2
+    assert torch.allclose(adapter, merged, atol=1e-4)

@@ -1,0 +1,40 @@
+"""A folder for studies, and a stand-in for the commands."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+from percepta.studies.engine import running
+from percepta.studies.engine.store import Store
+from percepta.studies.engine.study import At
+
+TRAINING = Path(__file__).parents[1] / "training"
+
+if "processes" not in sys.modules:
+    spec = importlib.util.spec_from_file_location("processes", TRAINING / "processes.py")
+    assert spec is not None
+    assert spec.loader is not None
+    sys.modules["processes"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules["processes"])
+
+AT = At("pocket", None, "shapes:length=4", 8)
+
+
+@pytest.fixture
+def store(tmp_path):
+    made = Store(tmp_path / "studies")
+    made.open(AT)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def fake(tmp_path, monkeypatch):
+    """The log of what ran: lines `start NAME TIME` and `end NAME TIME`."""
+    monkeypatch.setattr(running, "PERCEPTA", (sys.executable, "-S", str(Path(__file__).with_name("fake.py"))))
+    log = tmp_path / "fake.log"
+    log.touch()
+    monkeypatch.setenv("FAKE_LOG", str(log))
+    return lambda: [line.rsplit(" ", 1)[0] for line in log.read_text().splitlines()]

@@ -1,0 +1,238 @@
+"""The studies by their plans: the matrix is whole, every command is one that the command line knows, the budget is the same for all rows."""
+
+from pathlib import Path
+
+import pytest
+
+from percepta.cli import main
+from percepta.cli.evaluate import Evaluate
+from percepta.cli.evaluate import _check as check_evaluate
+from percepta.cli.parse import Usage, parse
+from percepta.cli.report import Report
+from percepta.cli.sample import Sample
+from percepta.cli.train import read
+from percepta.evaluation.plan import check_metrics
+from percepta.recipes import recipes
+from percepta.spaces.extractor import split_name
+from percepta.studies import _mmd, studies
+from percepta.studies.engine.plan import make_plan
+from percepta.studies.engine.store import Store
+from percepta.studies.engine.study import Job
+
+STUDIES = studies()
+SHAPE = {  # rows at pocket scale, at the paper's, columns
+    "mmd-table1": (15, 15, 4), "mmd-table5": (3, 4, 4), "mmd-table6": (3, 4, 16), "mmd-table7": (4, 4, 3), "mmd-table8": (4, 4, 3),
+    "mmd-table9": (5, 5, 3), "mmd-fig4": (2, 2, 4), "mmd-fig5": (0, 0, 0),
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def all_weights(monkeypatch):
+    """Plans as of a machine that has all weights, unless a test says otherwise."""
+    monkeypatch.setattr(_mmd, "has_weights", lambda name: True)
+
+
+def plan_of(name, scale="pocket", seeds=2, **given):
+    data = {} if scale == "pocket" else {"data": "./cifar10"}
+    return make_plan(STUDIES[name], STUDIES[name].at(scale, **(data | given)), range(seeds))
+
+
+def words_of(name, scale="pocket"):
+    store = Store(Path("DIR"))  # never opened
+    return [store.words(job) for job in plan_of(name, scale).jobs]
+
+
+def test_every_study_of_the_paper_is_there():
+    assert set(STUDIES) == set(SHAPE)
+    assert all(name == study.name for name, study in STUDIES.items())
+
+
+@pytest.mark.parametrize("name", SHAPE)
+def test_the_matrix_is_whole(name):
+    pocket, paper, columns = SHAPE[name]
+    for scale, rows in (("pocket", pocket), ("paper", paper)):
+        plan = plan_of(name, scale)
+        assert len(plan.rows) == rows and all(len(cells) == columns for cells in plan.rows)
+        assert len({cells[0].row.label for cells in plan.rows}) == rows
+        computed = [
+            cell
+            for cell in plan.cells
+            if cell.row.make is not None and not (scale == "paper" and cell.why.startswith("no held-out"))
+        ]
+        assert all(1 <= len(cell.readings) <= 2 for cell in computed), [cell.why for cell in computed]
+    for row in STUDIES[name].rows:
+        assert len(row.paper) in (0, columns)
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "numbers"),
+    [
+        ("mmd-table1", "DDPM", (76.3, 42.1, 31.4, 25.9)),
+        ("mmd-table1", "DDIM", (32.7, 13.6, 9.31, 7.50)),
+        ("mmd-table1", "MMD-DDM, Inception", (5.48, 3.80, 4.11, 3.55)),
+        ("mmd-table1", "MMD-DDM, CLIP", (6.79, 4.87, 4.79, 4.52)),
+        ("mmd-table1", "GENIE", (13.9, 5.97, 4.49, 3.94)),
+        ("mmd-table1", "PNDM (K + 1 evaluations)", (35.9, 10.3, 6.61, 5.20)),
+        ("mmd-table5", "DDIM", (32.7, 13.6, 13.7, 6.87)),
+        ("mmd-table5", "MMD-DDM, Inception", (5.48, 3.80, 2.11, 2.01)),
+        ("mmd-table7", "linear", (5.61, 4.69, 4.06)),
+        ("mmd-table7", "rbf", (5.89, 3.88, 3.61)),
+        ("mmd-table7", "cubic", (5.48, 3.80, 3.55)),
+        ("mmd-table8", "MMD-DDM, quadratic", (5.19, 3.80, 3.67)),
+        ("mmd-table9", "MMD-DDM through DDPM", (6.65, 5.19, 4.48)),
+    ],
+)
+def test_numbers_as_printed(name, row, numbers):
+    found = {each.label: each.paper for each in STUDIES[name].rows}
+    assert found[row] == numbers
+
+
+def test_the_printed_numbers_of_table_6_stand_in_their_columns():
+    study = STUDIES["mmd-table6"]
+    rows = {
+        row.label: dict(zip([(c.group, c.setting) for c in study.columns], row.paper, strict=True))
+        for row in study.rows
+        if row.paper
+    }
+    assert rows["DDIM"]["Inception Score", 5] == 6.95 and rows["DDIM"]["Recall", 20] == 0.52 and rows["DDIM"]["sFID", 10] == 10.73
+    assert rows["MMD-DDM, Inception"]["sFID", 5] == 7.20 and rows["MMD-DDM, CLIP"]["Precision", 15] == 0.67
+    better = {column.group: column.better for column in study.columns}
+    assert better == {"Inception Score": "higher", "sFID": "lower", "Precision": "higher", "Recall": "higher"}
+
+
+def check_command(words):
+    """The very parser that would read it, and what that refuses before any work."""
+    verb, *flags = words
+    if verb == "train":
+        recipe, settings = read(recipes()[flags[0]], flags[1:])
+        assert settings.out is not None and settings.sample_every == 0
+        for space in getattr(recipe, "space", "domain").split(","):
+            split_name(space)
+    elif verb == "evaluate":
+        command = parse(Evaluate, flags, "percepta evaluate")
+        check_evaluate(command)
+        check_metrics(command.metrics.split(","))
+        assert command.json, "what it finds is read from its JSON"
+    elif verb == "sample":
+        assert parse(Sample, flags, "percepta sample").num >= 2
+    else:
+        assert verb == "report" and parse(Report, flags, "percepta report").strips
+
+
+@pytest.mark.parametrize("scale", ["pocket", "paper"])
+@pytest.mark.parametrize("name", SHAPE)
+def test_every_command_is_one(name, scale):
+    seen = set()
+    for words in words_of(name, scale):
+        plain = tuple("PATH" if word.startswith("DIR/") else word for word in words)
+        key = tuple(word for word in plain if not word.isdigit())
+        if key not in seen:  # the same flags with other numbers parse alike
+            check_command(words)
+            seen.add(key)
+    assert len(seen) >= 3
+
+
+def test_a_wrong_flag_would_be_seen():
+    for words in (
+        ["train", "mmd", "--sampler-stepz", "5"],
+        ["sample", "run", "--step", "5"],
+        ["evaluate", "a", "b", "--metric", "fid"],
+    ):
+        with pytest.raises(Usage):
+            check_command(words)
+
+
+@pytest.mark.parametrize("scale", ["pocket", "paper"])
+@pytest.mark.parametrize("name", [name for name in SHAPE if name != "mmd-fig5"])
+def test_the_budget_is_the_same_for_all_rows(name, scale):
+    tuned, bases = set(), set()
+    for words in words_of(name, scale):
+        if words[:2] == ["train", "mmd"]:
+            flags = {
+                flag: words[words.index(flag) + 1] for flag in ("--steps", "--batch", "--micro-batch", "--lr", "--init", "--data")
+            }
+            tuned.add(tuple(flags.items()))
+        if words[:2] == ["train", "ddpm"]:
+            bases.add(tuple(words))
+    assert len(tuned) == 1 and len(bases) == 1
+    drawn = [words[words.index("--num") + 1] for words in words_of(name, scale) if words[0] == "sample"]
+    assert len(set(drawn)) == 1
+
+
+def test_studies_share_their_work():
+    base = {name: {job.key for job in plan_of(name).jobs if job.words[1] == "ddpm"} for name in SHAPE}
+    assert len(set.union(*base.values())) == 1
+    tuned = {name: {job.key for job in plan_of(name).jobs if job.words[:2] == ("train", "mmd")} for name in SHAPE}
+    assert tuned["mmd-table5"] < tuned["mmd-table1"] and tuned["mmd-table6"] < tuned["mmd-table1"]
+    assert tuned["mmd-fig4"] < tuned["mmd-table5"] and tuned["mmd-fig5"] < tuned["mmd-table5"]
+    for name in ("mmd-table7", "mmd-table8", "mmd-table9"):  # the cubic kernel, even distances, DDIM
+        assert len(tuned[name] & tuned["mmd-table1"]) == 3 * 2
+    drawn = {name: {job.key for job in plan_of(name).jobs if job.words[0] == "sample"} for name in SHAPE}
+    assert drawn["mmd-table5"] < drawn["mmd-table1"] and drawn["mmd-table6"] < drawn["mmd-table1"]
+
+
+def test_no_model_is_judged_in_the_encoder_it_was_finetuned_in():
+    for name in SHAPE:
+        seeds = {words[words.index("--seed") + 1] for words in words_of(name) if words[:2] == ["train", "mmd"]}
+        assert str(_mmd.JUDGE) not in seeds
+    plan = plan_of("mmd-table5")
+    spaces = {cell.column.group: {r.job.words[r.job.words.index("--seed") + 1] for r in cell.readings} for cell in plan.rows[1]}
+    assert spaces == {"in the space it was trained in": {"0", "1"}, "in another space": {str(_mmd.JUDGE)}}
+
+
+@pytest.mark.parametrize("name", ["mmd-table1", "mmd-table5", "mmd-table6", "mmd-fig4"])
+def test_without_weights_it_works_and_says_what_is_missing(name, monkeypatch):
+    monkeypatch.setattr(_mmd, "has_weights", lambda name: False)
+    plan = plan_of(name)
+    assert any(words[:2] == ["train", "mmd"] for words in words_of(name))
+    assert not [words for words in words_of(name) if "alex" in words or "clip" in words]
+    missing = {cell.row.label: cell.why for cell in plan.cells if cell.row.make is not None and not cell.readings}
+    assert all("weights of" in why for why in missing.values())
+    if name == "mmd-table1":
+        assert set(missing) == {"MMD-DDM, AlexNet"}
+    if name == "mmd-table6":
+        assert {cell.column.group for cell in plan.cells if not cell.readings and cell.row.make} == {"Inception Score", "sFID"}
+
+
+def test_half_of_inception_is_enough_for_sfid_only(monkeypatch):
+    monkeypatch.setattr(_mmd, "has_weights", lambda name: name == "fid_inception_7a_1280_fp32")
+    found = {cell.column.group: bool(cell.readings) for cell in plan_of("mmd-table6").rows[0]}
+    assert found == {"Inception Score": False, "sFID": True, "Precision": True, "Recall": True}
+
+
+def test_a_pipeline_of_the_users_is_taken_instead_of_pretraining():
+    plan = plan_of("mmd-table1", init="./pipeline", data="./images", size=32)
+    words = [job.words for job in plan.jobs]
+    assert not any(w[:2] == ("train", "ddpm") for w in words)
+    assert all(w[w.index("--init") + 1] == "./pipeline" for w in words if w[0] == "train")
+    assert all(w[w.index("--size") + 1] == "32" for w in words if "--size" in w)
+    floor = next(cells for cells in plan.rows if cells[0].row.label == "held-out real images")
+    assert "--held-out" in floor[0].why
+    fig5 = plan_of("mmd-fig5", init="./pipeline", data="./images")
+    assert [figure.job is None for figure in fig5.figures] == [True, False] and "--init" in fig5.figures[0].why
+
+
+def test_the_paper_scale_needs_the_papers_images():
+    with pytest.raises(ValueError, match="--data"):
+        STUDIES["mmd-table1"].at("paper")
+    with pytest.raises(ValueError, match="pocket or paper"):
+        STUDIES["mmd-table1"].at("poket")
+
+
+def test_encoders_are_trained_before_what_needs_them():
+    """Two jobs side by side would each train the same one."""
+    for job in plan_of("mmd-table1").jobs:
+        named = "--space" in job.words and "domain" in job.words[job.words.index("--space") + 1]
+        if named and any(isinstance(word, Job) for word in job.words):
+            assert [each.words[0] for each in job.after] == ["evaluate"]
+
+
+def test_the_list_and_the_plan_on_the_command_line(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["study", "list"]) == 0
+    listed = capsys.readouterr().out
+    assert all(name in listed for name in SHAPE)
+    assert main(["study", "mmd-fig5", "--plan", "--seeds", "1"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert all(line.startswith("percepta ") for line in lines) and len(lines) >= 4
+    assert not list(tmp_path.iterdir()), "a plan writes nothing"
