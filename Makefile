@@ -7,7 +7,7 @@ READY   = $(VENV)/.ready
 .PHONY: help demo test parity test-all lint types docs check clean
 
 help:
-	@echo "make demo      train a small model on built-in images, export it, judge it, write a report (about 6 minutes on 2 cores, after installation)"
+	@echo "make demo      train a small model on built-in images, finetune it to 5 steps, judge both, write a report (under 8 minutes on 2 cores, after installation)"
 	@echo "make test      the default tests (under 10 minutes on 2 cores)"
 	@echo "make parity    the metrics on 2,000 real images a side against torch-fidelity and pytorch-fid (10 minutes; wants weights and data)"
 	@echo "make test-all  the slow tests too"

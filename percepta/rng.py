@@ -78,9 +78,12 @@ class Rng:
             ):
                 count += 1
             generator.manual_seed(mix(self.seed, self.stream, name, block))
-            drawn = torch.empty((BLOCK, *shape), dtype=dtype, device=self.device)
-            getattr(drawn, fill)(generator=generator)
-            out[row : row + count] = drawn[offset : offset + count]
+            if count == BLOCK:
+                getattr(out[row : row + BLOCK], fill)(generator=generator)
+            else:
+                drawn = torch.empty((BLOCK, *shape), dtype=dtype, device=self.device)
+                getattr(drawn, fill)(generator=generator)
+                out[row : row + count] = drawn[offset : offset + count]
             row += count
         return out
 

@@ -173,8 +173,10 @@ def clip_gradients(params: Iterable[Tensor], max_norm: float | None = None) -> T
 def norm_of(tensors: Sequence[Tensor]) -> Tensor:
     """The norm of all of them together, float32 or wider (a float16 norm overflows at 65504): not finite if any number is not."""
     wide = torch.float64 if any(x.dtype == torch.float64 for x in tensors) else torch.float32
-    norms = torch._foreach_norm(list(tensors), 2, dtype=wide)
-    return torch.linalg.vector_norm(torch.stack([n.to(tensors[0].device) for n in norms]))
+    same = all(x.dtype == wide for x in tensors)  # asked for a dtype, it copies each tensor first
+    norms = torch._foreach_norm(list(tensors), 2, dtype=None if same else wide)
+    device = tensors[0].device
+    return torch.linalg.vector_norm(torch.stack([n if n.device == device else n.to(device) for n in norms]))
 
 
 def nonfinite(named: Iterable[tuple[str, Tensor]]) -> list[str]:

@@ -72,6 +72,18 @@ def test_a_frechet_distance_rises_with_corruption(trained, method):
     assert values[2] > 2 * values[0]
 
 
+def test_it_sees_what_its_classes_do_not_ask_for(tmp_path):
+    """Taught shapes, it must not call images good whose colours are all wrong."""
+    data = replace(DATA, labels="shape")
+    extractor = open_extractor("domain", domain=train_domain(data, tmp_path, recipe=TINY))
+    reference = extractor(tensors(data, range(300)), ["embedding"])["embedding"].numpy()
+    other = tensors(replace(data, seed=1), range(300))
+    blue = other.clone()
+    blue[:, :2] //= 4
+    clean, wrong = (frechet(extractor(x, ["embedding"])["embedding"].numpy(), reference) for x in (other, blue))
+    assert wrong > 3 * clean
+
+
 def test_the_same_seed_gives_the_same_weights(tmp_path):
     torch.manual_seed(5)
     expected = torch.rand(3)

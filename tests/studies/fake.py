@@ -13,7 +13,7 @@ out = Path(words[words.index("--out") + 1]) if "--out" in words else None
 
 def stop(*_):
     (out or Path()).joinpath("stopped").write_text("by SIGTERM")
-    sys.exit(3)
+    os._exit(3)  # an exception could come while a file is closed, and be dropped there
 
 
 def log(text):

@@ -18,7 +18,7 @@ from percepta.studies.engine.plan import make_plan
 from percepta.studies.engine.study import OUT, Column, Job, Reading, Row, Study
 from percepta.training.signals import StopFlag, stop_on_signals
 
-STEPS = 60  # long enough for a signal to come in between
+STEPS = 400  # long enough for a signal to come in between
 
 
 def base(at):
