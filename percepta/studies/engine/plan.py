@@ -34,8 +34,9 @@ class Plan:
 
     @property
     def jobs(self) -> list[Job]:
-        """Each once, none before those that it needs."""
-        wanted = [reading.job for cell in self.cells for reading in cell.readings]
+        """Each once, none before those that it needs; column by column, so that a study that is stopped can compare its rows in some."""
+        by_column = (cell for column in zip(*self.rows, strict=True) for cell in column)
+        wanted = [reading.job for cell in by_column for reading in cell.readings]
         wanted += [figure.job for figure in self.figures if figure.job is not None]
         return in_order(wanted)
 
