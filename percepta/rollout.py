@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from percepta.distributed import summed
 from percepta.estimate import Batch, Estimate, take
 from percepta.formulation import Denoiser
 from percepta.path import Times
@@ -96,8 +97,10 @@ class Rollout:
         ]
         how = self.backprop
         if how == "auto":
-            how = self._chosen[0] if self._chosen else self._affordable(parts, x_T)
-            self._chosen[:] = [how]
+            if not self._chosen:
+                tight = torch.tensor([float(self._affordable(parts, x_T) == "replay")], device=batch.x0.device)
+                self._chosen[:] = ["replay" if summed(tight).item() else "full"]  # on all ranks alike
+            how = self._chosen[0]
         if not torch.is_grad_enabled():
             how = "full"
         if how == "replay":
@@ -176,7 +179,8 @@ class Rollout:
         if self.decoder is not None:
             one += self._saved(parts[0], steps, first)
         whole = one * sum(len(x) for x in x_T) / len(first)
-        return "full" if whole < AUTO_SHARE * free_memory(first.device) else "replay"
+        to_come = 3 * sum(p.nbytes for p in self.denoiser.parameters() if p.requires_grad)  # gradients and Adam's moments
+        return "full" if whole < AUTO_SHARE * (free_memory(first.device) - to_come) else "replay"
 
     def _saved(self, part: Part, i: int, x: Tensor) -> int:
         """Bytes that the graph of step i keeps."""

@@ -31,7 +31,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "spaces": ("weights", "discrepancies"),
     "estimate": ("rng", "path", "formulation", "spaces"),
     "samplers": ("rng", "path", "formulation", "estimate"),
-    "rollout": ("rng", "path", "formulation", "estimate", "samplers"),
+    "rollout": ("rng", "path", "distributed", "formulation", "estimate", "samplers"),
     "networks": ("rng", "path", "formulation", "estimate"),
     "peft": ("networks",),
     "data": ("rng", "estimate"),
@@ -40,7 +40,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "interop": ("_version", "path", "weights", "formulation", "samplers", "networks"),
     "training": (
         "_version", "rng", "path", "images", "weights", "distributed", "formulation", "spaces", "estimate", "samplers", "networks",
-        "peft", "data", "evaluation", "objectives", "interop",
+        "peft", "data", "evaluation", "objectives", "interop", "rollout",
     ),
     "recipes": ("rng", "path", "images", "discrepancies", "formulation", "spaces", "rollout", "estimate", "samplers", "networks", "objectives", "training"),
     "sampling": (

@@ -78,15 +78,17 @@ def plan_export(denoiser: Denoiser, vae: torch.nn.Module | None, defaults: Sampl
         and vae is not None
         and network.num_classes == 1000
         and _plain(vae)
+        and not defaults.exact  # its usual guidance is 4, and it knows no eta
     ):
         return Plan("DiTPipeline", part, "vae")
     return own
 
 
 def _does_all(plan: Plan, kind: str, defaults: SamplerDefaults) -> bool:
-    """Whether a pipeline of diffusers can be told guidance and eta, and where that matters the even grid of a flow."""
-    noise = defaults.eta == 0 or plan.pipeline in ("DDIMPipeline", "LDMPipeline")
-    return defaults.guidance == 1 and noise and not (kind == "flow" and defaults.exact)
+    """Whether a pipeline of diffusers can be told guidance and eta; and where the chain is exact, whether it draws it without being told."""
+    noise = defaults.eta == 0 or (plan.pipeline in ("DDIMPipeline", "LDMPipeline") and not defaults.exact)
+    other = kind == "flow" or plan.learned_variance  # a grid that ends earlier; a variance that the chain had not
+    return defaults.guidance == 1 and noise and not (defaults.exact and other)
 
 
 def _plain(vae: Any) -> bool:

@@ -77,8 +77,9 @@ class SamplerDefaults:
 
     def _uneven(self, path: AbstractPath) -> bool:
         """Whether diffusers' DDIM would leave its own grid."""
-        discrete = isinstance(path, AbstractDiscretePath) and self.solver == "ddim" and self.spacing == "trailing"
-        return discrete and path.num_steps % self.steps != 0
+        if not isinstance(path, AbstractDiscretePath) or self.solver != "ddim" or self.spacing != "trailing":
+            return False
+        return path.num_steps % self.steps != 0
 
     def listed(self, formulation: Formulation) -> list[int] | None:
         """The timesteps, where the chain can only be told to diffusers as a list of them."""

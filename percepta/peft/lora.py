@@ -86,6 +86,7 @@ def _in_order(config: Path) -> None:
 
 
 def _readme(kind: str, lora: Lora, base: Base) -> str:
+    folder = f"{base.name}/model" if (Path(base.name) / "model" / "model_index.json").is_file() else base.name
     part = "transformer" if "transformer" in kind.lower() else "unet"
     return f"""---
 library_name: peft
@@ -100,7 +101,7 @@ An adapter for the `{kind}` of the pipeline `{base.name}`, and for no other weig
 from diffusers import DiffusionPipeline
 from peft import PeftModel
 
-pipe = DiffusionPipeline.from_pretrained("{base.name}")
+pipe = DiffusionPipeline.from_pretrained("{folder}")
 PeftModel.from_pretrained(pipe.{part}, "FOLDER")  # this folder; changes pipe.{part} in place
 ```
 

@@ -59,7 +59,7 @@ class TrainMmd(Recipe):
 
     sampler_steps: int = 5
     """Steps of the chain, in training and afterwards."""
-    solver: Literal["ddim", "ddpm", "euler", "heun", "rk4", "dpmpp"] | None = None
+    solver: Literal["ddim", "ddpm", "euler", "dpmpp"] | None = None
     """Sampler of the chain. Default: ddim; euler for flows and EDM."""
     spacing: str | None = None
     """How its steps are spread over time: leading, trailing, quadratic, ... Default: that of diffusers' scheduler for the solver."""
@@ -93,24 +93,34 @@ class TrainMmd(Recipe):
             raise ValueError(
                 "the recipe mmd compares images: leave --vae away; a latent pipeline brings its own autoencoder with --init"
             )
-        images, vae = context, None
+        images, vae, size = context, None, getattr(init.network, "sample_size", None)
         if context.init_vae is not None:
             vae = Autoencoder(context.init_vae).requires_grad_(False).eval()
             context = context.in_latents(vae)
         denoiser = Denoiser(context.chosen_network("unet-pocket"), init.formulation)
+        made_for = None if size is None else size * (1 if vae is None else vae.factor)
+        if made_for not in (None, images.size):
+            raise ValueError(f"--init makes images of {made_for} px, and --size is {images.size}: say --size {made_for}")
         how, micro, shape = self._drawn(denoiser), context.micro_batch or MICRO, (context.channels, context.size, context.size)
         rollout = Rollout(
             denoiser, solver(how.sampler, eta=how.eta, clip=how.clip), grid(denoiser.path, how.steps, how.spacing), how.guidance,
             self.backprop, micro, vae, None if vae is None else shape,
         )  # fmt: skip
         product = Sampled(denoiser, shape, how.sampler, vae, context.class_names, how)
-        return Method(denoiser, rollout, list(self._terms(images, micro)), product, beside=self._beside(denoiser, vae, micro))
+        terms = list(self._terms(images, micro)) if context.trains else []
+        return Method(denoiser, rollout, terms, product, beside=self._beside(denoiser, vae, micro))
 
     def _drawn(self, denoiser: Denoiser) -> Drawn:
         """The chain, as a scheduler of diffusers will draw it; ValueError where there is none that does."""
         guided = self.chain_guidance
-        if guided != 1 and not getattr(denoiser.network, "num_classes", None):
+        network = denoiser.network
+        assert isinstance(network, Network)
+        if guided != 1 and not network.num_classes:
             raise ValueError(f"--chain-guidance {guided:g} needs a class-conditional model; that of --init has no classes")
+        if guided != 1 and not network.reads.null_label:
+            raise ValueError(
+                f"--chain-guidance {guided:g} needs a model that knows images without a class; that of --init does not"
+            )
         if self.eta and (self.solver or "ddim") != "ddim":
             raise ValueError(f"--eta belongs to --solver ddim, got {self.eta:g} with {self.solver}")
         clip = (-1.0, 1.0) if self.clip_x0 else None

@@ -96,7 +96,9 @@ class Encoder(nn.Module):
         rows = torch.cat([self.stages(_floats(part)) for part in images[:SCALED_ON].split(256)]).double()
         std = rows.std(0)
         self.mean.copy_(rows.mean(0))
-        self.scale.copy_(1 / std.clamp(min=0.1 * float(std.median())).clamp(min=1e-6))
+        alive = std[std > 1e-6]  # of a unit that never fires nothing is read
+        floor = 0.1 * float(alive.median()) if len(alive) else 1.0
+        self.scale.copy_(1 / std.clamp(min=floor))
 
 
 def fit(

@@ -3,7 +3,7 @@
 from percepta.studies._mmd import DATA, SIZES, Drawn, Tuned, facts, judged, real
 from percepta.studies.engine.study import At, Column, Images, Reading, Row, Study
 
-TRAINED, OTHER = "in the space it was trained in", "in another space"
+TRAINED, OTHER = "Inception FID; pocket: in the encoder it was trained in", "CLIP-FD; pocket: in another encoder"
 
 
 def judge(at: At, images: Images, column: Column, seed: int) -> Reading:

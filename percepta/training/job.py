@@ -14,6 +14,7 @@ from percepta._version import __version__
 from percepta.evaluation.contamination import CARD
 from percepta.networks import Network
 from percepta.rng import mix
+from percepta.rollout import Rollout
 from percepta.training.adapting import adapt_method, export_adapter, export_model
 from percepta.training.config import asked, check_continuation
 from percepta.training.data import Data, open_data
@@ -146,11 +147,13 @@ def own_domain(settings: Settings, note: Callable[[str], None], check: Callable[
     from percepta.training.evaluating import images_of
 
     cache = settings.cache / "features" if settings.cache else cache_folder()
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):  # it is trained on the CPU
         return domain_encoder(images_of(settings, settings.data), cache, settings.seed, note, check)
 
 
-def build_method(recipe: Recipe, settings: Settings, data: Data, domain: Callable[[], Path] | None = None) -> Method:
+def build_method(
+    recipe: Recipe, settings: Settings, data: Data, domain: Callable[[], Path] | None = None, trains: bool = True
+) -> Method:
     """The recipe's method for this data; fresh weights follow from the seed alone."""
     init = init_vae = None
     if settings.init is not None:
@@ -168,7 +171,7 @@ def build_method(recipe: Recipe, settings: Settings, data: Data, domain: Callabl
     method = recipe.build(
         Context(
             data.channels, data.size, data.num_classes, data.class_names, settings.network, init, data.vae, init_vae, data.examples,
-            seed, settings.micro_batch, domain,
+            seed, settings.micro_batch, domain, trains,
         )
     )  # fmt: skip
     adapt_method(method, settings)
@@ -179,9 +182,13 @@ def prepare_networks(method: Method, settings: Settings, device: torch.device) -
     """Training mode (networks from folders come in eval mode), and checkpointing, layout and compilation as the settings ask."""
     for module in method.players.values():
         module.train()
-    if settings.micro_batch and settings.compile in CUDA_GRAPHS and device.type == "cuda":
-        raise ValueError(f"--micro-batch adds up gradients, which the CUDA graphs of --compile {settings.compile} overwrite: use "
-                         "--compile default, or leave --micro-batch out")  # fmt: skip
+    if settings.compile in CUDA_GRAPHS and device.type == "cuda":
+        if settings.micro_batch:
+            raise ValueError(f"--micro-batch adds up gradients, which the CUDA graphs of --compile {settings.compile} overwrite: use "
+                             "--compile default, or leave --micro-batch out")  # fmt: skip
+        if isinstance(method.estimate, Rollout) or method.beside:
+            raise ValueError(f"a rollout runs its network several times in a step, and the CUDA graphs of --compile {settings.compile} "
+                             "keep one result only: use --compile default")  # fmt: skip
     if settings.compile != "no" and shares_every(settings, method, device):
         walk_backward_again()
     networks = [m for m in method.model.modules() if isinstance(m, Network)] or [method.model]

@@ -36,6 +36,7 @@ class Context:
     seed: int = 0  # of fresh weights
     micro_batch: int | None = None  # images that go through a network together
     domain: Callable[[], Path] | None = None  # trains, or finds, an encoder of the data (spaces.domain)
+    trains: bool = True  # False where a model is only built again, to be exported: what judges it may be far away
 
     def in_latents(self, vae: Any) -> "Context":
         """What a network in the latents of `vae` reads, where the data are images."""

@@ -36,7 +36,7 @@ def export_run(
     recipe, settings = read_config(run / "config.json", recipes)
     checkpoint = checkpoints.load(run if step is None else run / f"checkpoint-{step}")
     data = recorded_data(settings, json.loads((run / "config.json").read_text())["resolved"])
-    method = build_method(recipe, settings, data)
+    method = build_method(recipe, settings, data, trains=False)
     state = make_state(method, settings, torch.device("cpu"))
     state.load(checkpoint)
     if ema_length is not None:

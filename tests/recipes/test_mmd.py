@@ -25,6 +25,7 @@ from percepta.rng import rng_for
 from percepta.samplers.interpolation import images_of_noise
 from percepta.training.job import train
 from percepta.training.recipe import Context
+from percepta.training.reopen import export_run
 
 CHILD = Path(__file__).parents[1] / "interop" / "child.py"
 SEED, COUNT = 7, 2
@@ -186,8 +187,9 @@ def test_a_latent_pipeline_is_compared_as_images(tiny, tmp_path):
     moved = [not torch.equal(a, b) for a, b in zip(before.denoiser.parameters(), after.denoiser.parameters(), strict=True)]
     assert all(moved)
     assert all(torch.equal(a, b) for a, b in zip(before.vae.parameters(), after.vae.parameters(), strict=True))
-    with pytest.raises(ValueError, match="--size 15 is no multiple of 2"):
-        train(made(), replace(given, size=15, out=tmp_path / "odd"), quiet=True)
+    for size, said in ((15, "--size 15 is no multiple of 2"), (32, "--init makes images of 16 px, and --size is 32")):
+        with pytest.raises(ValueError, match=said):
+            train(made(), replace(given, size=size, out=tmp_path / "odd"), quiet=True)
 
 
 LINEAR = Formulation(LinearBeta(1000), "noise")
@@ -248,6 +250,33 @@ def test_diffusers_draws_the_images_that_were_trained(drawn, number):
     torch.testing.assert_close(theirs, ours / 2 + 0.5, atol=3e-5, rtol=0)
 
 
+def test_a_chain_with_noise_takes_its_noise_along(tmp_path):
+    """DDIMPipeline has eta = 0 unless it is told: a chain that was trained with noise must not depend on being told."""
+    for name, knobs, formulation, eta in (("noisy", {"eta": 1.0}, LINEAR, 1.0), ("quiet", {}, LINEAR, None)):
+        network = build("unet-pocket", channels=3, size=8, seed=0)
+        made(**knobs).build(Context(3, 8, init=Denoiser(network, formulation))).product.export(tmp_path / name, {})
+        index = json.loads((tmp_path / name / "model_index.json").read_text())
+        assert ("PerceptaPipeline" in index["_class_name"]) == (eta is not None)
+        assert index.get("eta") == eta
+
+
+def test_a_checkpoint_is_exported_where_its_spaces_are_not(tiny, tmp_path, monkeypatch):
+    outcome = train(made(), settings(tiny, tmp_path / "run", steps=2), quiet=True)
+
+    def closed(*_):
+        raise ValueError("its weights are not here")
+
+    monkeypatch.setattr("percepta.recipes.mmd.open_space", closed)
+    assert export_run({"mmd": TrainMmd}, outcome.folder, tmp_path / "out") == 2
+    assert DiffusionPipeline.from_pretrained(tmp_path / "out").scheduler.config.num_train_timesteps == 1000
+
+
+def test_another_size_than_the_pipeline_makes_is_refused(tiny):
+    init = load_pipeline(tiny.pipeline).denoiser
+    with pytest.raises(ValueError, match="--init makes images of 8 px, and --size is 16: say --size 8"):
+        made().build(Context(3, 16, init=init))
+
+
 def test_a_model_that_reads_text_is_refused(tiny):
     model = UNet2DConditionModel(sample_size=8, block_out_channels=(8,), layers_per_block=1, norm_num_groups=4, cross_attention_dim=8, in_channels=3,
                                  out_channels=3, down_block_types=("CrossAttnDownBlock2D",), up_block_types=("CrossAttnUpBlock2D",),
@@ -258,7 +287,7 @@ def test_a_model_that_reads_text_is_refused(tiny):
 
 def test_a_chain_that_diffusers_cannot_draw_is_refused_before_the_first_step(tiny, tmp_path):
     for knobs, said in (
-        ({"solver": "heun"}, "diffusers has no scheduler for the solver 'heun'"),
+        ({"solver": "euler"}, "diffusers has no scheduler for the solver 'euler'"),
         ({"spacing": "quadratic", "eta": 1.0}, "without eta and clipping"),
         ({"spacing": "shifted"}, "export with one of: leading"),
     ):

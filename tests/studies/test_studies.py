@@ -14,7 +14,7 @@ from percepta.cli.train import read
 from percepta.evaluation.plan import check_metrics
 from percepta.recipes import recipes
 from percepta.spaces.extractor import split_name
-from percepta.studies import _mmd, studies
+from percepta.studies import _mmd, mmd_table5, studies
 from percepta.studies.engine.plan import make_plan
 from percepta.studies.engine.store import Store
 from percepta.studies.engine.study import Job
@@ -177,7 +177,7 @@ def test_no_model_is_judged_in_the_encoder_it_was_finetuned_in():
         assert str(_mmd.JUDGE) not in seeds
     plan = plan_of("mmd-table5")
     spaces = {cell.column.group: {r.job.words[r.job.words.index("--seed") + 1] for r in cell.readings} for cell in plan.rows[1]}
-    assert spaces == {"in the space it was trained in": {"0", "1"}, "in another space": {str(_mmd.JUDGE)}}
+    assert spaces == {mmd_table5.TRAINED: {"0", "1"}, mmd_table5.OTHER: {str(_mmd.JUDGE)}}
 
 
 @pytest.mark.parametrize("name", ["mmd-table1", "mmd-table5", "mmd-table6", "mmd-fig4"])
