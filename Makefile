@@ -23,7 +23,7 @@ demo: $(READY)
 	@$(BIN)/python -m percepta.demo
 
 test: $(READY)
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu"
 
 parity: $(READY)
 	$(BIN)/python -m pytest tests/evaluation/test_parity.py -rs
