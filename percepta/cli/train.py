@@ -51,7 +51,20 @@ def read(kind: type[Recipe], flags: Sequence[str]) -> tuple[Recipe, Settings]:
     command: Any = dataclasses.make_dataclass("Train", fields, frozen=True)
     description = f"{kind.__doc__}\n\nExample: {kind.example}"
     parsed: Any = parse(command, flags, f"percepta train {kind.name}", command(knobs, settings), description)
+    said = any(flag.split("=")[0] == "--size" for flag in flags) or (knobs, settings) != (kind(), kind.default_settings())
+    if kind.size_of_init and parsed.settings.init and not said:
+        return parsed.recipe, dataclasses.replace(parsed.settings, size=_size_of(parsed.settings.init) or parsed.settings.size)
     return parsed.recipe, parsed.settings
+
+
+def _size_of(init: str) -> int | None:
+    """Side of the images that a pipeline makes."""
+    from percepta.interop import load_pipeline
+    from percepta.networks import Autoencoder, image_size
+
+    pipeline = load_pipeline(init)
+    vae = None if pipeline.vae is None else Autoencoder(pipeline.vae)
+    return image_size(getattr(pipeline.denoiser.network, "sample_size", None), vae)
 
 
 def _take(flags: list[str], name: str) -> str | None:

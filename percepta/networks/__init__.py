@@ -1,7 +1,7 @@
 """Networks behind one call: (x, time, cond) -> raw output; autoencoders behind encode and decode; presets of both; loading."""
 
 from percepta.networks.adapter import Network, adapt
-from percepta.networks.autoencoders import AUTOENCODERS, Autoencoder, build_autoencoder, load_autoencoder
+from percepta.networks.autoencoders import AUTOENCODERS, Autoencoder, build_autoencoder, image_size, load_autoencoder
 from percepta.networks.facts import Facts, facts_of
 from percepta.networks.loading import load_model
 from percepta.networks.presets import PRESETS, build, preset_table
@@ -16,6 +16,7 @@ __all__ = [
     "build",
     "build_autoencoder",
     "facts_of",
+    "image_size",
     "load_autoencoder",
     "load_model",
     "preset_table",

@@ -148,3 +148,8 @@ def build_autoencoder(
     with torch.random.fork_rng(devices=[]):
         torch.random.manual_seed(seed)
         return Autoencoder(AutoencoderKL(**config))
+
+
+def image_size(sample_size: int | None, vae: Autoencoder | None) -> int | None:
+    """Side of the images of a network of this sample size, behind an autoencoder or in pixels."""
+    return sample_size if sample_size is None or vae is None else sample_size * vae.factor

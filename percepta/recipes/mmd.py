@@ -18,7 +18,7 @@ from torch import Tensor
 from percepta.discrepancies.mmd import kernel_named
 from percepta.estimate import Denoise, DenoiseLatents
 from percepta.formulation import Denoiser
-from percepta.networks import Autoencoder, Network
+from percepta.networks import Autoencoder, Network, image_size
 from percepta.objectives import Denoising, Mmd, Term
 from percepta.objectives.weights import WEIGHTS
 from percepta.rollout import Rollout
@@ -56,6 +56,7 @@ class TrainMmd(Recipe):
         "steps": 500, "batch": 128, "optimizer": "adam", "lr": 5e-6, "ema": "none", "checkpoint_every": 50, "sample_every": 100,
     })  # fmt: skip
     presets = MappingProxyType(PRESETS)
+    size_of_init = True
 
     sampler_steps: int = 5
     """Steps of the chain, in training and afterwards."""
@@ -98,7 +99,7 @@ class TrainMmd(Recipe):
             vae = Autoencoder(context.init_vae).requires_grad_(False).eval()
             context = context.in_latents(vae)
         denoiser = Denoiser(context.chosen_network("unet-pocket"), init.formulation)
-        made_for = None if size is None else size * (1 if vae is None else vae.factor)
+        made_for = image_size(size, vae)
         if made_for not in (None, images.size):
             raise ValueError(f"--init makes images of {made_for} px, and --size is {images.size}: say --size {made_for}")
         how, micro, shape = self._drawn(denoiser), context.micro_batch or MICRO, (context.channels, context.size, context.size)

@@ -99,6 +99,7 @@ class Recipe(ABC):
     example: ClassVar[str]
     sampler: ClassVar[str] = "ddim"
     settings: ClassVar[Mapping[str, Any]] = {}
+    size_of_init: ClassVar[bool] = False  # --size is what --init makes, unless it is given
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # by name: other values of knobs and settings
 
     @abstractmethod

@@ -277,6 +277,14 @@ def test_another_size_than_the_pipeline_makes_is_refused(tiny):
         made().build(Context(3, 16, init=init))
 
 
+def test_the_size_is_that_of_the_pipeline_unless_it_is_said(tiny, tmp_path):
+    latent = latent_pipeline(tmp_path / "ldm", FLOW)
+    for init, size in ((str(tiny.pipeline), 8), (latent, 16)):
+        assert read(TrainMmd, ["--init", init])[1].size == size
+        assert read(TrainMmd, ["--init", init, "--size", "24"])[1].size == 24
+    assert read(TrainMmd, ["--init", latent, "--preset", "paper-celeba"])[1].size == 64
+
+
 def test_a_model_that_reads_text_is_refused(tiny):
     model = UNet2DConditionModel(sample_size=8, block_out_channels=(8,), layers_per_block=1, norm_num_groups=4, cross_attention_dim=8, in_channels=3,
                                  out_channels=3, down_block_types=("CrossAttnDownBlock2D",), up_block_types=("CrossAttnUpBlock2D",),
