@@ -32,9 +32,11 @@ class SamplerDefaults:
     """How an exported pipeline samples unless told otherwise. None: the path's usual solver and spacing, no clipping.
 
     `clip` bounds x0_hat to [-clip, clip] in every step (DDIM and DDPM only); `shift` is the m of a flow's shifted grid; `guidance` 1 is
-    none. `exact` says that the network was trained for this very chain, so that one that is nearly the same will not do. Only what diffusers samples as percepta.samplers does can be exported: its DDIM steps back by T//S whatever the grid, and its
-    DPM-Solver++ has leading and linspace grids of its own. Other grids of DDIM without noise and of DDPM travel as lists of timesteps
-    (`listed`), which take a scheduler that can read lists: DPM-Solver++ of order 1, which is DDIM, and DDPM's own.
+    none. `exact` says that the network was trained for this very chain, so that one that is nearly the same will not do.
+
+    Only what diffusers samples as percepta.samplers does can be exported: its DDIM steps back by T//S whatever the grid, and its DPM-Solver++
+    has leading and linspace grids of its own. Other grids of DDIM without noise and of DDPM travel as lists of timesteps (`listed`), for a
+    scheduler that can read lists: DPM-Solver++ of order 1, which is DDIM, and DDPM's own.
     """
 
     solver: str | None = None

@@ -1,20 +1,8 @@
 """The helpers beside the tests, and one thread: small tensors are faster so."""
 
-import importlib.util
-import sys
-from pathlib import Path
-
+import front
 import pytest
 import torch
-
-if "front" not in sys.modules:
-    spec = importlib.util.spec_from_file_location("front", Path(__file__).with_name("front.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    sys.modules["front"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(sys.modules["front"])
-
-import front
 
 
 @pytest.fixture

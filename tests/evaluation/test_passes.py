@@ -1,6 +1,5 @@
 """The pass: rows belong to their images, every image is decoded once, what is cached is not done again, ranks and batches change nothing."""
 
-import importlib.util
 import json
 import os
 import signal
@@ -9,12 +8,12 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small_extractor import Small
 
 from percepta.data import BadImage
 from percepta.evaluation import imageset, passes
@@ -23,19 +22,8 @@ from percepta.evaluation.imageset import ImageSet
 from percepta.evaluation.passes import extract
 from percepta.evaluation.sets import open_side
 
+
 HERE = Path(__file__).parent
-
-
-def load_small():
-    spec = importlib.util.spec_from_file_location("small_extractor", HERE / "small_extractor.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.Small
-
-
-Small = load_small()
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,5 @@
 """A side: every layout gives its images in the canonical order; bad input is a clear error or a stated conversion, never a wrong number."""
 
-import importlib.util
 import io
 import json
 import shutil
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small_extractor import Small
 
 from percepta.data import BadImage, Shapes
 from percepta.evaluation import sets
@@ -36,15 +36,6 @@ def folder(root, count=6, first=0):
     for k in range(count):
         (root / f"{k:03d}.png").write_bytes(encoded(picture(first + k)))
     return root
-
-
-def small():
-    spec = importlib.util.spec_from_file_location("small_extractor", Path(__file__).with_name("small_extractor.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.Small()
 
 
 def passed(spec, tmp_path, **options):
@@ -298,10 +289,10 @@ def test_a_set_that_changes_under_our_hands_is_an_error(tmp_path):
     assert side.fingerprint
     (root / "003.png").write_bytes(encoded(picture(99)))
     with pytest.raises(ValueError, match=r"003.png: has changed since it was hashed"):
-        extract(side, {small(): ["7"]}, tmp_path / "cache")
+        extract(side, {Small(): ["7"]}, tmp_path / "cache")
     (root / "003.png").unlink()
     with pytest.raises(ValueError, match=r"003.png: .*it could be read a moment ago"):
-        extract(side, {small(): ["7"]}, tmp_path / "cache")
+        extract(side, {Small(): ["7"]}, tmp_path / "cache")
 
 
 # ---- statistics

@@ -1,27 +1,12 @@
 """Networks of every family at 8 pixels, and the smallest runs of tests/training."""
 
-import importlib.util
-import sys
-from pathlib import Path
-
+import processes
 import pytest
 import torch
 from diffusers import DiTTransformer2DModel, SD3Transformer2DModel, UNet2DConditionModel, UNet2DModel
 
 from percepta.networks import adapt
 from percepta.networks.ddpmpp import DDPMPP
-
-TRAINING = Path(__file__).parents[1] / "training"
-
-for name in ("processes",):
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, TRAINING / f"{name}.py")
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-
-import processes
 
 
 @pytest.fixture(autouse=True, scope="session")

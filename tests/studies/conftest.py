@@ -1,6 +1,5 @@
 """A folder for studies, and a stand-in for the commands."""
 
-import importlib.util
 import sys
 from pathlib import Path
 
@@ -9,15 +8,6 @@ import pytest
 from percepta.studies.engine import running
 from percepta.studies.engine.store import Store
 from percepta.studies.engine.study import At
-
-TRAINING = Path(__file__).parents[1] / "training"
-
-if "processes" not in sys.modules:
-    spec = importlib.util.spec_from_file_location("processes", TRAINING / "processes.py")
-    assert spec is not None
-    assert spec.loader is not None
-    sys.modules["processes"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(sys.modules["processes"])
 
 AT = At("pocket", None, "shapes:length=4", 8)
 

@@ -1,26 +1,8 @@
 """Real processes and the smallest run, for tests of the whole loop."""
 
-import importlib.util
-import sys
-from pathlib import Path
-
+import processes
 import pytest
 import torch
-
-
-def load(path: Path):
-    """A helper beside the tests, as a module of its name."""
-    if path.stem not in sys.modules:
-        spec = importlib.util.spec_from_file_location(path.stem, path)
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules[path.stem] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[path.stem])
-    return sys.modules[path.stem]
-
-
-processes = load(Path(__file__).with_name("processes.py"))  # test files of this folder import both by these names
-load(Path(__file__).with_name("duel.py"))
 
 
 @pytest.fixture(autouse=True, scope="module")
