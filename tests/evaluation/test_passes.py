@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,7 +22,6 @@ from percepta.evaluation.cache import Store, unsealed, write_sealed
 from percepta.evaluation.imageset import ImageSet
 from percepta.evaluation.passes import extract
 from percepta.evaluation.sets import open_side
-
 
 HERE = Path(__file__).parent
 
