@@ -92,18 +92,17 @@ class Drawing:
         assert sampler is not None
         own = sampler == made.solver  # a bare model has none; another sampler has its own usual habits
         steps = job.steps or made.steps
-        check_sampler(self.denoiser, sampler, steps)
         clip = usual_clip(sampler, pixels=self.vae is None)
         if own and sampler in ("ddim", "ddpm"):
             clip = None if made.clip is None else (-made.clip, made.clip)
         if job.clip is not None:
             clip = (-1.0, 1.0) if job.clip else None
-        if clip is not None and sampler not in ("ddim", "ddpm"):
-            raise ValueError(f"--clip belongs to the samplers ddim and ddpm, not to {sampler}")
         spacing = job.spacing or (made.spacing if own else None)
         eta = job.eta if job.eta is not None else made.eta if own else 0.0
         guidance = job.guidance if job.guidance is not None else made.guidance if own else 1.0
-        return Drawn(sampler, steps, spacing, eta, clip, guidance)
+        how = Drawn(sampler, steps, spacing, eta, clip, guidance)
+        check_sampler(self.denoiser, how)
+        return how
 
     def protocol(self) -> dict[str, Any]:
         """All that decides the images. Batch size and device do not."""

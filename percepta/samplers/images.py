@@ -41,13 +41,15 @@ def usual_clip(sampler: str, pixels: bool) -> tuple[float, float] | None:
     return (-1.0, 1.0) if pixels and sampler in ("ddim", "ddpm") else None
 
 
-def check_sampler(denoiser: AnyDenoiser, sampler: str, steps: int) -> None:
-    """ValueError where there is no such sampler, or it cannot take so many steps on this path."""
-    if sampler in SOLVERS:
-        solver(sampler)
-        grid(denoiser.path, steps)
-    else:
-        scheduler_named(sampler, denoiser)
+def check_sampler(denoiser: AnyDenoiser, how: Drawn) -> None:
+    """ValueError where there is no such sampler, or what is asked of it is not its to give: eta, clip, or so many steps on this path."""
+    if how.sampler in SOLVERS:
+        solver(how.sampler, eta=how.eta, clip=how.clip)
+        grid(denoiser.path, how.steps, how.spacing)
+        return
+    scheduler_named(how.sampler, denoiser, how.spacing)
+    if how.eta != 0 or how.clip is not None:
+        raise ValueError(f"eta and clip belong to our own samplers ddim and ddpm, not to diffusers' {how.sampler}; leave them out")
 
 
 @torch.no_grad()
@@ -70,8 +72,9 @@ def sample_images(
     else:
         check()
         x0 = with_scheduler(
-            guided(denoiser, how.guidance), how.sampler, how.steps, shape=shape, rng=rng, cond=cond, batch_size=batch_size
-        )
+            guided(denoiser, how.guidance), how.sampler, how.steps, shape=shape, rng=rng, cond=cond, spacing=how.spacing,
+            batch_size=batch_size,
+        )  # fmt: skip
     if vae is not None:
         parts = []
         for part in x0.split(DECODED):

@@ -23,13 +23,18 @@ from percepta.samplers.step import AnyDenoiser
 
 
 def with_scheduler(
-    denoiser: AnyDenoiser, scheduler: Any, steps: int, *, shape: Sequence[int], rng: Rng, cond: Cond = None, batch_size: int = 64
-) -> Float[Tensor, "b *d"]:
+    denoiser: AnyDenoiser, scheduler: Any, steps: int, *, shape: Sequence[int], rng: Rng, cond: Cond = None, spacing: str | None = None,
+    batch_size: int = 64,
+) -> Float[Tensor, "b *d"]:  # fmt: skip
     """len(rng) samples by a diffusers scheduler: a name ("UniPCMultistep" will do) or an instance with its own settings.
 
-    A name gets the denoiser's own betas, and no clipping. `steps` is the scheduler's num_inference_steps.
+    A name gets the denoiser's own betas, no clipping, and `spacing` (leading, linspace or trailing) where the scheduler has one. Without
+    one it keeps its usual spacing, but leading where that would start at a step with nothing left of the image to divide by (cosine).
+    `steps` is the scheduler's num_inference_steps.
     """
-    scheduler = scheduler_named(scheduler, denoiser) if isinstance(scheduler, str) else scheduler
+    if not isinstance(scheduler, str) and spacing is not None:
+        raise ValueError(f"{type(scheduler).__name__} is ready-made: give timestep_spacing to it, not spacing to with_scheduler")
+    scheduler = scheduler_named(scheduler, denoiser, spacing) if isinstance(scheduler, str) else scheduler
     kind = _kind(scheduler)
     _check_path(kind, scheduler, denoiser)
     untouched, out = torch.get_rng_state(), []
@@ -62,7 +67,11 @@ def _chain(
     return x
 
 
-def scheduler_named(name: str, denoiser: AnyDenoiser) -> Any:
+SPACINGS = ("leading", "linspace", "trailing")  # diffusers' own
+CLEAR = 1e3  # sigma/alpha beyond which an x0 read from a noise prediction is noise: the cosine schedule ends at 2e4, the linear one at 157
+
+
+def scheduler_named(name: str, denoiser: AnyDenoiser, spacing: str | None = None) -> Any:
     import diffusers
 
     cls = getattr(diffusers, name if name.endswith("Scheduler") else f"{name}Scheduler", None)
@@ -77,6 +86,13 @@ def scheduler_named(name: str, denoiser: AnyDenoiser) -> Any:
         wanted |= {"num_train_timesteps": path.num_steps, "trained_betas": path.betas.numpy(), "set_alpha_to_one": True}
     if isinstance(path, VarianceExploding):
         wanted |= {"sigma_min": path.t_min, "sigma_max": path.t_max, "sigma_data": SIGMA_DATA}
+    if spacing is not None:
+        if "timestep_spacing" not in parameters or spacing not in SPACINGS:
+            known = f"known: {', '.join(SPACINGS)}" if "timestep_spacing" in parameters else "it has one of its own: leave it out"
+            raise ValueError(f"{cls.__name__} cannot take the spacing {spacing!r}; {known}")
+        wanted["timestep_spacing"] = spacing
+    elif isinstance(path, AbstractDiscretePath) and path.level(torch.tensor([path.t_max], dtype=torch.float64)) > CLEAR:
+        wanted["timestep_spacing"] = "leading"
     return cls(**{k: v for k, v in wanted.items() if k in parameters})
 
 

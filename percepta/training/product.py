@@ -77,8 +77,7 @@ class Sampled:
         for steps in ([settings.sample_steps] if settings.sample_every else []) + (
             [eval_steps(settings)] if settings.eval_every else []
         ):
-            how = self._how(settings, steps)
-            check_sampler(self.denoiser, how.sampler, how.steps)
+            check_sampler(self.denoiser, self._how(settings, steps))
 
     def preview(self, settings: Settings, device: torch.device, check: Check) -> tuple[Tensor, Mapping[str, Any]]:
         how, rng = self._how(settings, settings.sample_steps), rng_for(settings.seed, 0, settings.sample_num, 0, "sample", device)

@@ -92,3 +92,36 @@ def test_a_scheduler_that_draws_global_noise_is_refused(gaussian):
 
     with pytest.raises(ValueError, match="global generator"):
         with_scheduler(gaussian(LinearBeta()), Careless(beta_start=1e-4, beta_end=0.02), 5, shape=(1, 2, 2), rng=rng(1))
+
+
+@pytest.mark.parametrize("name", ["UniPCMultistep", "DPMSolverMultistep", "DEISMultistep"])
+def test_a_schedule_that_ends_in_noise_alone_is_not_begun_there(name, gaussian):
+    """A network is never quite right; where sigma/alpha is 2e4 its x0 is noise, and a multistep solver carries it along."""
+    exact = gaussian(Cosine())
+
+    class Nearly:
+        path = exact.path
+
+        def __call__(self, x, t, cond=None):
+            off = 0.01 * exact.path.level(t[:1]).item()
+            return exact(x, t, cond) + off * torch.randn(x.shape, generator=torch.Generator().manual_seed(int(t[0] * 1000)))
+
+    nearly = Nearly()
+    images = with_scheduler(nearly, name, 10, shape=(3, 8, 8), rng=rng())
+    assert images.std().item() == pytest.approx(0.5, rel=0.3)
+    assert with_scheduler(nearly, name, 10, shape=(3, 8, 8), rng=rng(), spacing="linspace").std() > 1  # what it is kept from
+
+
+def test_a_name_takes_a_spacing_that_its_scheduler_has(gaussian):
+    denoiser, shape = gaussian(LinearBeta()), (1, 4, 4)
+    trailing = with_scheduler(denoiser, "DDIM", 5, shape=shape, rng=rng(), spacing="trailing")
+    by_hand = DDIMScheduler(clip_sample=False, set_alpha_to_one=True, timestep_spacing="trailing")
+    assert torch.allclose(trailing, with_scheduler(denoiser, by_hand, 5, shape=shape, rng=rng()), atol=1e-5)
+    assert not torch.allclose(trailing, with_scheduler(denoiser, "DDIM", 5, shape=shape, rng=rng()), atol=1e-3)
+    for name, spacing in (("DDIM", "quadratic"), ("PNDM", "karras")):
+        with pytest.raises(ValueError, match=f"{name}Scheduler cannot take the spacing '{spacing}'; known: leading"):
+            with_scheduler(denoiser, name, 5, shape=shape, rng=rng(), spacing=spacing)
+    with pytest.raises(ValueError, match="EDMEulerScheduler cannot take the spacing 'leading'; it has one of its own"):
+        with_scheduler(gaussian(VarianceExploding()), "EDMEuler", 5, shape=shape, rng=rng(), spacing="leading")
+    with pytest.raises(ValueError, match="ready-made: give timestep_spacing to it"):
+        with_scheduler(denoiser, by_hand, 5, shape=shape, rng=rng(), spacing="leading")
