@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from percepta.studies.engine import running
+from percepta.studies.engine import forks
 from percepta.studies.engine.plan import in_order
 from percepta.studies.engine.running import gpus, run_jobs, threads
 from percepta.studies.engine.store import Store
@@ -161,4 +161,4 @@ def test_changed_images_under_the_same_name_are_refused(tmp_path):
 def test_a_job_is_its_command_and_what_that_reads():
     assert Job(("sample", BASE)).key == Job(("sample", BASE), after=(TUNED[0],)).key
     assert Job(("sample", BASE)).key != Job(("sample", TUNED[0])).key
-    assert json.loads(json.dumps(BASE.name)).startswith("train-x-") and running.PERCEPTA[1:] == ("-m", "percepta")
+    assert json.loads(json.dumps(BASE.name)).startswith("train-x-") and forks.PERCEPTA[1:] == ("-m", "percepta")

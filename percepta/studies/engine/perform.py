@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from percepta.studies.engine.forks import Forks
 from percepta.studies.engine.page import save
 from percepta.studies.engine.plan import Plan
 from percepta.studies.engine.running import Outcome, gpus, run_jobs, threads
@@ -36,7 +37,8 @@ def perform(
         known = sum(store.record(job) is not None for job in jobs)
         before = f", {known} of them are done already" if known else ""
         note(f"{plan.study.name}, {plan.at.scale} scale: {len(jobs)} jobs{before}")
-        outcome = run_jobs(jobs, store, flag, at_once, _teller(jobs, note), gpus())
+        with Forks() as start:
+            outcome = run_jobs(jobs, store, flag, at_once, _teller(jobs, note), gpus(), start)
         table = make_table(plan, store, outcome)
         save(table, root / plan.study.name)
     finally:

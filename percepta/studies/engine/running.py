@@ -6,18 +6,16 @@ The same command goes on where it was stopped: a training by its own --resume, d
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from percepta.studies.engine.forks import Process, Start, spawned
 from percepta.studies.engine.store import Store
 from percepta.studies.engine.study import Job
 from percepta.training.signals import StopFlag
 
-PERCEPTA = (sys.executable, "-m", "percepta")
 PAUSE = 0.05  # seconds between two looks at the children
 LAST_LINES = 6
 
@@ -34,7 +32,7 @@ class Outcome:
 @dataclass
 class _Child:
     job: Job
-    process: subprocess.Popen
+    process: Process
     slot: int
     started: float
     sent: bool = False
@@ -44,8 +42,9 @@ Tell = Callable[[Job, float, int, int, float | None, str], None]  # job, its sec
 
 
 def run_jobs(
-    jobs: Sequence[Job], store: Store, flag: StopFlag, at_once: int = 1, tell: Tell = lambda *_: None, devices: Sequence[str] = ()
-) -> Outcome:
+    jobs: Sequence[Job], store: Store, flag: StopFlag, at_once: int = 1, tell: Tell = lambda *_: None, devices: Sequence[str] = (),
+    start: Start = spawned,
+) -> Outcome:  # fmt: skip
     """All jobs that are not done yet. A failure costs the jobs behind it; the others go on."""
     out, running = Outcome(), list[_Child]()
     for job in jobs:
@@ -59,7 +58,7 @@ def run_jobs(
                 share = min(at_once, len(running) + 1 + sum(_ready(other, out) for other in waiting if other is not job))
                 waiting.remove(job)
                 slot = min(set(range(at_once)) - {child.slot for child in running})
-                running.append(_start(job, store, slot, threads(share), devices))
+                running.append(_start(job, store, slot, threads(share), devices, start))
             for child in [child for child in running if _ended(child, flag)]:
                 running.remove(child)
                 ended = _collect(child, store, out, flag)
@@ -127,18 +126,14 @@ def _drop_hopeless(waiting: list[Job], out: Outcome) -> None:
             out.failed[job.key] = reason if reason.startswith("not run: ") else f"not run: {bad.name} failed"
 
 
-def _start(job: Job, store: Store, slot: int, count: int, devices: Sequence[str]) -> _Child:
+def _start(job: Job, store: Store, slot: int, count: int, devices: Sequence[str], start: Start) -> _Child:
     words = store.words(job)
     if words[0] == "train" and store.folder(job).is_dir():
         words.append("--resume")
-    env: Mapping[str, str] = {**os.environ, "OMP_NUM_THREADS": str(count)}
+    env = {"OMP_NUM_THREADS": str(count)}
     if devices:
-        env = {**env, "CUDA_VISIBLE_DEVICES": devices[slot % len(devices)]}
-    with store.file(job, "out").open("w") as out, store.file(job, "log").open("a") as log:
-        process = subprocess.Popen(
-            [*PERCEPTA, *words], stdin=subprocess.DEVNULL, stdout=out, stderr=log, env=env,
-            pass_fds=(store.lock,),
-        )  # fmt: skip
+        env["CUDA_VISIBLE_DEVICES"] = devices[slot % len(devices)]
+    process = start(words, env, store.file(job, "out"), store.file(job, "log"), store.lock)
     return _Child(job, process, slot, time.monotonic())
 
 
