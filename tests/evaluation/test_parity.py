@@ -20,8 +20,9 @@ from percepta.spaces.inception_layers import EPS
 from percepta.weights.reading import read_weights
 from percepta.weights.table import BY_NAME, ENV, find_weights, has_weights
 
-NUM = 2000
+NUM = int(os.environ.get("PERCEPTA_PARITY_NUM", "2000"))  # .ci/run takes fewer; KID's subsets want more than 1,000
 pytestmark = [
+    pytest.mark.timeout(2400),  # the fixtures are most of the time
     pytest.mark.slow,
     pytest.mark.reference,
     pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning"),  # torch-fidelity starts four workers anywhere
@@ -118,14 +119,14 @@ def ours(folders, cache):
     return evaluate(*folders, metrics=("fid", "kid", "pr", "dc", "sfid"), spaces=("inception-768",), cache=cache, batch=50)
 
 
-def close(found: float, truth: float, relative: float = 1e-3) -> bool:
-    return abs(found - truth) <= relative * abs(truth)
+def close(found: float, truth: float, relative: float = 1e-3, absolute: float = 0.0) -> bool:
+    return abs(found - truth) <= relative * abs(truth) + absolute
 
 
 def test_equal_to_torch_fidelity(ours, peer):
     assert close(ours["fid"], peer.values["frechet_inception_distance"])
     assert close(ours["kid"], peer.values["kernel_inception_distance_mean"])
-    assert close(ours.metrics["kid"].std, peer.values["kernel_inception_distance_std"])
+    assert close(ours.metrics["kid"].std, peer.values["kernel_inception_distance_std"], absolute=1e-8)  # the kernel's sums are near 1
     assert close(ours["precision"], peer.values["precision"])
     assert close(ours["recall"], peer.values["recall"])
     assert ours.protocol["generated"]["count"] == NUM
