@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from percepta.interop import export_pipeline, load_pipeline
     from percepta.judging import evaluate
     from percepta.networks import Network, adapt, build
-    from percepta.objectives import Denoising, Mmd, Term, weight_named
+    from percepta.objectives import Denoising, Metric, Mmd, Term, weight_named
     from percepta.path import Cosine, LinearBeta, Rectified, VarianceExploding
     from percepta.rng import Rng, rng_for
     from percepta.rollout import Rollout
     from percepta.samplers import grid, guided, integrate, sample
-    from percepta.spaces import Pixels, Space
+    from percepta.spaces import Pixels, Space, open_metric
     from percepta.training.job import train
     from percepta.training.method import Method, Turn
     from percepta.training.recipe import Recipe
@@ -35,12 +35,12 @@ _ROOMS = {
     "percepta.interop": ("export_pipeline", "load_pipeline"),
     "percepta.judging": ("evaluate",),
     "percepta.networks": ("Network", "adapt", "build"),
-    "percepta.objectives": ("Denoising", "Mmd", "Term", "weight_named"),
+    "percepta.objectives": ("Denoising", "Metric", "Mmd", "Term", "weight_named"),
     "percepta.path": ("Cosine", "LinearBeta", "Rectified", "VarianceExploding"),
     "percepta.rng": ("Rng", "rng_for"),
     "percepta.rollout": ("Rollout",),
     "percepta.samplers": ("grid", "guided", "integrate", "sample"),
-    "percepta.spaces": ("Pixels", "Space"),
+    "percepta.spaces": ("Pixels", "Space", "open_metric"),
     "percepta.training.job": ("train",),
     "percepta.training.method": ("Method", "Turn"),
     "percepta.training.recipe": ("Recipe",),
@@ -61,6 +61,7 @@ __all__ = [
     "Formulation",
     "LinearBeta",
     "Method",
+    "Metric",
     "Mmd",
     "Network",
     "Pixels",
@@ -83,6 +84,7 @@ __all__ = [
     "guided",
     "integrate",
     "load_pipeline",
+    "open_metric",
     "open_source",
     "rng_for",
     "sample",

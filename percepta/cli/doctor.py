@@ -75,6 +75,7 @@ def examine() -> dict[str, Any]:
         "compile": compilers(),
         "weights": weights(),
         "spaces": spaces(),
+        "metrics": metrics(),
         "presets": presets(),
     }
 
@@ -138,6 +139,19 @@ def spaces() -> dict[str, dict[str, Any]]:
     return out
 
 
+def metrics() -> dict[str, dict[str, Any]]:
+    """Each metric function: whether it can be trained against now, and the files that are missing."""
+    from percepta.spaces.metrics import METRICS, known_metrics
+    from percepta.weights import has_weights, known_weights
+
+    out: dict[str, dict[str, Any]] = {}
+    for name, about in known_metrics().items():
+        groups = METRICS[name].weights if name in METRICS else ()
+        missing = [known_weights(group[0]).file for group in groups if not any(has_weights(one) for one in group)]
+        out[name] = {"here": not missing, "about": about, "missing": missing}
+    return out
+
+
 def presets() -> list[dict[str, Any]]:
     from percepta.networks import preset_table
 
@@ -171,6 +185,10 @@ def told(facts: dict[str, Any]) -> str:
         limit = f"; {row['limit']}" if row["limit"] else ""
         lines.append(f"  {name:<10} {'here' if row['here'] else 'not here':<9} {row['about']}"
                      + (limit if row["here"] else f": put {row['file']} into {row['folder']}"))  # fmt: skip
+    lines += ["", "Metric functions to train with (--metric)"]
+    for name, row in facts["metrics"].items():
+        lines.append(f"  {name:<14} {'here' if row['here'] else 'not here':<9} {row['about']}"
+                     + (f"; missing: {', '.join(row['missing'])}" if row["missing"] else ""))  # fmt: skip
     lines += ["", "Network presets (--network)"]
     lines += [f"  {row['name']:<16} {row['parameters'] / 1e6:>8.1f} M parameters" for row in facts["presets"]]
     return "\n".join(lines)

@@ -35,6 +35,7 @@ def parse(command: type[T], args: Sequence[str], prog: str, default: T | None = 
     if any(a in ("-h", "--help") for a in args):
         return _tyro(command, args, prog, default, description)
     _check_flags(command, args, prog)
+    args = list(_as_values(command, args))
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):
@@ -72,8 +73,31 @@ def flags_of(command: type) -> Iterable[str]:
         else:
             flag = field.name.replace("_", "-")
             yield f"--{flag}"
-            if kind is bool:
+            if kind in (bool, bool | None):
                 yield f"--no-{flag}"
+
+
+def _undecided(command: type) -> Iterable[str]:
+    hints = typing.get_type_hints(command)
+    for field in dataclasses.fields(command):
+        kind = hints[field.name]
+        if dataclasses.is_dataclass(kind):
+            yield from _undecided(kind)  # pyright: ignore[reportArgumentType]
+        elif kind == bool | None:
+            yield f"--{field.name.replace('_', '-')}"
+
+
+def _as_values(command: type, args: Sequence[str]) -> Iterable[str]:
+    """Switches with a default of their own: `--clip` is `--clip True`, and `--no-clip` is `--clip False`, which tyro knows alone."""
+    switches = set(_undecided(command))
+    for arg, after in zip(args, [*args, ""][1:], strict=True):
+        flag = arg.replace("_", "-")
+        if flag.replace("--no-", "--", 1) in switches and flag.startswith("--no-"):
+            yield from (flag.replace("--no-", "--", 1), "False")
+        else:
+            yield arg
+            if flag in switches and after not in ("True", "False", "None"):
+                yield "True"
 
 
 def _plain(boxed: str) -> str:

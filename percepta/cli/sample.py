@@ -37,7 +37,8 @@ class Sample:
     eta: float | None = None
     """ddim: share of fresh noise, 0 none to 1 as DDPM. Default: the pipeline's, usually 0."""
     clip: bool | None = None
-    """ddim and ddpm: clip the clean estimate to [-1, 1]. Default: as the pipeline does; usually yes for pixels, no for latents."""
+    """ddim and ddpm: clip the clean estimate to [-1, 1], or not: --clip, --no-clip. Default: as the pipeline does; usually yes for pixels,
+    no for latents."""
     guidance: float | None = None
     """Classifier-free guidance; 1 is none. Default: what the model was finetuned to be sampled with, else 1."""
     classes: tuple[str, ...] = ()

@@ -11,13 +11,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
 from torch import nn
 
 from percepta.formulation import Denoiser, Formulation, formulation_from_config
 from percepta.interop.export import RECORD
 from percepta.interop.schedules import SamplerDefaults, UnknownMeaning, defaults_of, formulation_of, scheduler_for
-from percepta.networks import Network, adapt, load_model
+from percepta.networks import Network, adapt, cascade_formulation, load_model
+from percepta.path import AbstractDiscretePath
 from percepta.weights import read_weights
 
 NETWORKS = ("unet", "transformer", "model", "prior")
@@ -120,6 +122,7 @@ def _from_index(folder: Path, formulation: Formulation | None) -> Pipeline:
     meaning, sampler = _meaning(folder, formulation, scheduler, record)
     network = adapt(load_component(folder / networks[0]), num_classes=None)
     _check_variance(network, scheduler)
+    _check_cascade(network, meaning)
     vaes = [name for name in VAES if name in present]
     vae = load_component(folder / vaes[0]).requires_grad_(False) if vaes else None
     parts = {name: _text_part(folder / name, present[name]) for name in TEXT if name in present}
@@ -129,13 +132,16 @@ def _from_index(folder: Path, formulation: Formulation | None) -> Pipeline:
 
 
 def _from_model(folder: Path, formulation: Formulation | None) -> Pipeline:
-    """A bare `unet/` folder: its scheduler lies in it, or beside it as in a pipeline."""
+    """A bare `unet/` folder: its scheduler lies in it, or beside it as in a pipeline. A cascade says itself what it means."""
     beside = (
         folder / "scheduler_config.json",
         folder.parent / "scheduler" / "scheduler_config.json",
         folder.parent / "scheduler_config.json",
     )
     found = next((path for path in beside if path.is_file()), None)
+    network = adapt(load_component(folder))
+    if found is None and formulation is None:
+        formulation = cascade_formulation(network.model)
     if found is None and formulation is None:
         raise UnknownMeaning(
             f"{folder} is a model without a scheduler_config.json in it or beside it, so nothing tells how it was trained: {FLAGS}"
@@ -143,8 +149,8 @@ def _from_model(folder: Path, formulation: Formulation | None) -> Pipeline:
     scheduler = None if found is None else _json(found)
     record = folder.parent / RECORD if found is not None and found.parent.parent == folder.parent else None
     meaning, sampler = _meaning(folder, formulation, scheduler, _json(record) if record is not None and record.is_file() else None)
-    network = adapt(load_component(folder))
     _check_variance(network, scheduler)
+    _check_cascade(network, meaning)
     origin = {
         "path": str(folder),
         "pipeline": "none",
@@ -181,6 +187,25 @@ def _check_variance(network: Network, scheduler: dict[str, Any] | None) -> None:
         raise ValueError(
             f"the scheduler reads a learned variance (variance_type {variance!r}), but the network puts out {network.out_channels} channels "
             f"for {network.in_channels}; set variance_type to 'fixed_small' in scheduler_config.json, or use the network's own scheduler"
+        )
+
+
+def _check_cascade(network: Network, meaning: Formulation) -> None:
+    """A cascade computes with a schedule of its own, which must be the one that it is sampled and trained by."""
+    own = cascade_formulation(network.model)
+    if own is None:
+        return
+    assert isinstance(own.path, AbstractDiscretePath)
+    path = meaning.path
+    if not (
+        meaning.output == "clean"
+        and isinstance(path, AbstractDiscretePath)
+        and path.num_steps == own.path.num_steps
+        and torch.allclose(path.abar, own.path.abar, rtol=1e-5, atol=1e-12)
+    ):
+        raise ValueError(
+            f"this cascade holds its own schedule, {type(own.path).__name__} of {own.path.num_steps} steps, and puts out x0; asked was "
+            f"{meaning.output!r} on {type(path).__name__}: leave the formulation (--predict, --schedule) out"
         )
 
 

@@ -66,7 +66,8 @@ class PerceptaPipeline(DiffusionPipeline):
         return torch.tensor(numbers, device=self._execution_device)
 
     def _predict(self, x, t, labels):
-        """The network's raw output, without a learned variance."""
+        """The network's raw output, without a learned variance. Some networks and schedulers answer a bf16 sample in float32."""
+        x = x.to(self.network.dtype)
         time = torch.as_tensor(t).to(x.device)
         time = (time if self.time_factor == 1 else time * self.time_factor).reshape(1).expand(len(x))
         options = {"encoder_hidden_states": None} if type(self.network).__name__ == "UNet2DConditionModel" else {}

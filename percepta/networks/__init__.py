@@ -2,6 +2,8 @@
 
 from percepta.networks.adapter import Network, adapt
 from percepta.networks.autoencoders import AUTOENCODERS, Autoencoder, build_autoencoder, image_size, load_autoencoder
+from percepta.networks.cascade import Cascade
+from percepta.networks.cascade_build import CascadeSpec, Parts, build_cascade, cascade_formulation, parts_of
 from percepta.networks.facts import Facts, facts_of
 from percepta.networks.loading import load_model
 from percepta.networks.presets import PRESETS, build, preset_table
@@ -10,14 +12,20 @@ __all__ = [
     "AUTOENCODERS",
     "PRESETS",
     "Autoencoder",
+    "Cascade",
+    "CascadeSpec",
     "Facts",
     "Network",
+    "Parts",
     "adapt",
     "build",
     "build_autoencoder",
+    "build_cascade",
+    "cascade_formulation",
     "facts_of",
     "image_size",
     "load_autoencoder",
     "load_model",
+    "parts_of",
     "preset_table",
 ]

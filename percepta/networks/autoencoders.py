@@ -3,7 +3,8 @@
     encode(x) = ((mean - shift) scale, std scale)        decode(z) = D(z / scale + shift)
 
 Scaled latents have about unit variance: they are what diffusion is trained on. Images are in [-1, 1] on both sides for every class
-(the tiny autoencoders work in [0, 1] inside); what decode returns is not clamped, so that losses keep their gradient.
+(the tiny autoencoders work in [0, 1] inside); what decode returns is not clamped, so that losses keep their gradient. A VQModel's latents
+are those before its codebook, which is the first step of its decoder; the gradient passes it as if it were not there.
 Shapes are checked in the calls, with advice.
 """
 
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AsymmetricAutoencoderKL, AutoencoderKL, AutoencoderTiny
+from diffusers import AsymmetricAutoencoderKL, AutoencoderKL, AutoencoderTiny, VQModel
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -23,6 +24,7 @@ LEVELS = {  # where each class's configuration lists the levels of its encoder
     AutoencoderKL: "block_out_channels",
     AsymmetricAutoencoderKL: "down_block_out_channels",
     AutoencoderTiny: "encoder_block_out_channels",
+    VQModel: "block_out_channels",
 }
 
 
@@ -41,10 +43,10 @@ class Autoencoder(nn.Module):
             raise ValueError(f"{type(model).__name__} is no autoencoder known here; known: {', '.join(c.__name__ for c in LEVELS)}")
         self.model = model
         config: Any = model.config
-        self.deterministic = isinstance(model, AutoencoderTiny)
+        self.deterministic = isinstance(model, AutoencoderTiny | VQModel)
         self.factor = 2 ** (len(config[LEVELS[type(model)]]) - 1)
         self.in_channels: int = config.in_channels
-        self.latent_channels: int = config.latent_channels
+        self.latent_channels: int = config.get("vq_embed_dim") or config.latent_channels
         self.register_buffer("scale", torch.empty(0), persistent=False)
         self.register_buffer("shift", torch.empty(0), persistent=False)
         self._read_scale()

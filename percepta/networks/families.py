@@ -14,6 +14,7 @@ from diffusers import DiTTransformer2DModel, SD3Transformer2DModel, UNet2DCondit
 from diffusers.models.attention_processor import Attention
 from torch import Tensor
 
+from percepta.networks.cascade import Cascade
 from percepta.networks.ddpmpp import DDPMPP
 from percepta.networks.facts import Facts
 
@@ -278,7 +279,38 @@ class DDPMPPFamily(AbstractFamily):
         return model(x, time, labels, named.get("augment_labels"))
 
 
-FAMILIES: tuple[AbstractFamily, ...] = (UNetFamily(), DiTFamily(), MMDiTFamily(), ConditionUNetFamily(), DDPMPPFamily())
+class CascadeFamily(AbstractFamily):
+    """Cas-DM's cascade and Dual Diffusion (percepta.networks.cascade): one or two U-Nets, which read the same labels."""
+
+    cls = Cascade
+
+    def prepare(self, model: Any, facts: Facts) -> None:
+        if facts.time_factor != 1:
+            raise ValueError(
+                f"a cascade looks its noise level up by the timestep, so its time cannot be scaled outside (time_factor="
+                f"{facts.time_factor}); build it with its own time_factor, which its U-Nets alone read by"
+            )
+        for unet in model.unets:
+            UNetFamily().prepare(unet, facts)
+
+    def reads(self, model: Any, facts: Facts) -> Reads:
+        return UNetFamily().reads(model, facts)
+
+    def step(self, model: Any) -> int:
+        return max(UNetFamily().step(unet) for unet in model.unets)
+
+    def call(self, model: Any, x: Tensor, time: Tensor, labels: Tensor | None, named: Mapping[str, Tensor]) -> Tensor:
+        return model(x, time, labels, return_dict=False)[0]
+
+
+FAMILIES: tuple[AbstractFamily, ...] = (
+    UNetFamily(),
+    DiTFamily(),
+    MMDiTFamily(),
+    ConditionUNetFamily(),
+    DDPMPPFamily(),
+    CascadeFamily(),
+)
 
 
 def family_of(model: object) -> AbstractFamily:

@@ -8,9 +8,10 @@ import diffusers
 from diffusers import ModelMixin
 from safetensors import SafetensorError
 
+from percepta.networks.cascade import Cascade
 from percepta.networks.ddpmpp import DDPMPP
 
-OWN: dict[str, type[ModelMixin]] = {cls.__name__: cls for cls in (DDPMPP,)}
+OWN: dict[str, type[ModelMixin]] = {cls.__name__: cls for cls in (DDPMPP, Cascade)}
 
 
 def _class_of(folder: Path) -> type[ModelMixin]:

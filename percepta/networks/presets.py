@@ -196,6 +196,20 @@ FIXED = (
 )
 
 
+def chosen_for(preset: str, channels: int | None, size: int | None, num_classes: int | None, learn_sigma: bool = False) -> Data:
+    """The data that a preset is asked for; what is left open is the preset's typical data."""
+    if preset not in PRESETS:
+        raise ValueError(f"unknown network {preset!r}{nearest(preset, list(PRESETS))}; known: {', '.join(PRESETS)}")
+    typical = PRESETS[preset].typical
+    data = Data(
+        typical.channels if channels is None else channels, typical.size if size is None else size, num_classes, learn_sigma
+    )
+    for name in ("channels", "size"):
+        if getattr(data, name) < 1:
+            raise ValueError(f"{name} must be 1 or more, got {getattr(data, name)}")
+    return data
+
+
 def build(
     preset: str,
     *,
@@ -207,16 +221,8 @@ def build(
     seed: int = 0,
 ) -> Network:
     """A fresh network, for the preset's own channels and size unless others are given. Its weights depend on `seed` alone."""
-    if preset not in PRESETS:
-        raise ValueError(f"unknown network {preset!r}{nearest(preset, list(PRESETS))}; known: {', '.join(PRESETS)}")
+    data = chosen_for(preset, channels, size, num_classes, learn_sigma)
     chosen = PRESETS[preset]
-    typical = chosen.typical
-    data = Data(
-        typical.channels if channels is None else channels, typical.size if size is None else size, num_classes, learn_sigma
-    )
-    for name in ("channels", "size"):
-        if getattr(data, name) < 1:
-            raise ValueError(f"{name} must be 1 or more, got {getattr(data, name)}")
     config = apply_overrides(chosen.config(data), chosen.cls, overrides or {}, FIXED)
     with torch.random.fork_rng(devices=[]):
         torch.random.manual_seed(seed)

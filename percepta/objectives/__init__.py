@@ -1,6 +1,7 @@
 """What judges an estimate: Terms, each an objective with its scale, weight and gate."""
 
 from percepta.objectives.denoising import Denoising
+from percepta.objectives.metric import Metric
 from percepta.objectives.mmd import Mmd
 from percepta.objectives.perceptual import PyramidL1
 from percepta.objectives.reconstruction import L1, Kl
@@ -15,6 +16,7 @@ __all__ = [
     "AbstractPerSample",
     "Denoising",
     "Kl",
+    "Metric",
     "Mmd",
     "PyramidL1",
     "Term",

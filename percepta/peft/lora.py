@@ -86,25 +86,41 @@ def _in_order(config: Path) -> None:
 
 
 def _readme(kind: str, lora: Lora, base: Base) -> str:
-    folder = f"{base.name}/model" if (Path(base.name) / "model" / "model_index.json").is_file() else base.name
-    part = "transformer" if "transformer" in kind.lower() else "unet"
     return f"""---
 library_name: peft
 ---
 
 # LoRA of rank {lora.rank} for {base.name}
 
-An adapter for the `{kind}` of the pipeline `{base.name}`, and for no other weights: those it was trained on have the sha256 `{base.sha256}`
+An adapter for the `{kind}` of `{base.name}`, and for no other weights: those it was trained on have the sha256 `{base.sha256}`
 (over names, types, shapes and bytes of their parameters, in the order of the names).
 
 ```python
-from diffusers import DiffusionPipeline
-from peft import PeftModel
-
-pipe = DiffusionPipeline.from_pretrained("{folder}")
-PeftModel.from_pretrained(pipe.{part}, "FOLDER")  # this folder; changes pipe.{part} in place
+{_example(kind, base)}
 ```
 
-Put it on the base, not on a pipeline that it is merged into already. If the training changed how the pipeline samples, take the scheduler of
-the merged pipeline: `pipe.scheduler = type(merged.scheduler).from_config(merged.scheduler.config)`.
+It needs peft and diffusers (`pip install peft diffusers`). Put it on the base, not on a pipeline that it is merged into already. Then sample as the
+card of the base says. If the training changed how the pipeline samples (Percepta's recipe mmd does), take its scheduler from the merged pipeline, the
+`model` folder of the run: `pipe.scheduler = DiffusionPipeline.from_pretrained("RUN/model").scheduler`.
 """
+
+
+def _example(kind: str, base: Base) -> str:
+    """Code that puts the adapter on its base: on a part of a pipeline, or on a model that lies alone."""
+    folder = Path(base.name)
+    folder = folder / "model" if (folder / "model" / "model_index.json").is_file() else folder
+    if (folder / "config.json").is_file() and not (folder / "model_index.json").is_file():
+        return f"""from diffusers import {kind}
+from peft import PeftModel
+
+model = {kind}.from_pretrained("{folder}")
+PeftModel.from_pretrained(model, "FOLDER")  # this folder; changes the model in place"""
+    part = "transformer" if "transformer" in kind.lower() else "unet"
+    index = folder / "model_index.json"
+    own = index.is_file() and isinstance(json.loads(index.read_text()).get("_class_name"), list)
+    trust = ", trust_remote_code=True" if own else ""  # a pipeline whose class lies in its folder
+    return f"""from diffusers import DiffusionPipeline
+from peft import PeftModel
+
+pipe = DiffusionPipeline.from_pretrained("{folder}"{trust})
+PeftModel.from_pretrained(pipe.{part}, "FOLDER")  # this folder; changes pipe.{part} in place"""

@@ -1,6 +1,7 @@
 """One readable file per method. A recipe is found by listing this folder: a new method is one new file here."""
 
 import importlib
+import inspect
 import pkgutil
 
 from percepta.training.recipe import Recipe
@@ -15,7 +16,7 @@ def recipes() -> dict[str, type[Recipe]]:
             if (
                 isinstance(value, type)
                 and issubclass(value, Recipe)
-                and value is not Recipe
+                and not inspect.isabstract(value)
                 and value.__module__ == module.__name__
             ):
                 found[value.name] = value

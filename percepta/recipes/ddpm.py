@@ -1,6 +1,7 @@
 """DDPM (Ho et al. 2020; Nichol and Dhariwal 2021; Salimans and Ho 2022).
 
 x_t = alpha x0 + sigma eps; the network predicts eps, x0 or v; the loss is the squared error of what it predicts, or another weight.
+`--metric` adds metric functions on the clean estimate: with `--predict x0` the baseline of Cas-DM that harms itself by them.
 """
 
 from dataclasses import dataclass
@@ -9,15 +10,16 @@ from typing import Literal
 from percepta.formulation import Formulation
 from percepta.objectives.weights import weight_named
 from percepta.path import Cosine, LinearBeta
+from percepta.training.knobs import WithMetric
 from percepta.training.method import Method
-from percepta.training.recipe import Context, Recipe, denoising_method
+from percepta.training.recipe import Context, denoising_method
 
 OUTPUT = {"eps": "noise", "x0": "clean", "v": "velocity"}
 PATHS = {"linear": LinearBeta, "cosine": Cosine}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ddpm(Recipe):
+class Ddpm(WithMetric):
     """Train a denoising diffusion model in pixels, or with --vae in latents."""
 
     name = "ddpm"
@@ -64,4 +66,5 @@ class Ddpm(Recipe):
             formulation = context.init.formulation
             self._check_init(formulation)
         weight = weight_named(self.weight or formulation.output, self.gamma)
-        return denoising_method(context, formulation, weight, self.cond_dropout, network="unet-pocket", sampler=self.sampler)
+        metrics = self.metric_terms(context)
+        return denoising_method(context, formulation, weight, self.cond_dropout, "unet-pocket", self.sampler, metrics)

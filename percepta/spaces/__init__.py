@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from percepta.spaces.extractor import Extractor, known_extractors, open_extractor, split_name
     from percepta.spaces.inception import Inception
     from percepta.spaces.lpips import Lpips, Pooled
+    from percepta.spaces.metrics import known_metrics, open_metric
     from percepta.spaces.trunks import Trunk
 
 _HOME = {
@@ -27,7 +28,9 @@ _HOME = {
     "Pooled": "lpips",
     "Trunk": "trunks",
     "known_extractors": "extractor",
+    "known_metrics": "metrics",
     "open_extractor": "extractor",
+    "open_metric": "metrics",
     "split_name": "extractor",
     "train_domain": "domain",
 }
@@ -45,7 +48,9 @@ __all__ = [
     "Space",
     "Trunk",
     "known_extractors",
+    "known_metrics",
     "open_extractor",
+    "open_metric",
     "split_name",
     "train_domain",
 ]

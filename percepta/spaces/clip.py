@@ -44,7 +44,7 @@ KINDS = {
 class Clip(Space):
     """Images in [-1, 1] of any size to CLIP's image embedding, (b, dims). `weights="random"` is for tests only."""
 
-    reads = Reads("images", 3, 1)
+    reads, resizes = Reads("images", 3, 1), True
     mean: Tensor
     std: Tensor
 
@@ -64,9 +64,13 @@ class Clip(Space):
         self.freeze()
 
     def forward(self, x: Float[Tensor, "b 3 h w"]) -> Features:
-        x = (fitted(x if self.kind.crop else square(x), self.kind.size, self.kind.crop) + 1) / 2
-        embedding = self.network(pixel_values=(x - self.mean) / self.std).image_embeds
+        embedding = self.network(pixel_values=self.normalised(x)).image_embeds
         return (F.normalize(embedding.float()) if self.kind.unit else embedding.float(),)
+
+    def normalised(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 s s"]:
+        """As the network reads them."""
+        x = fitted(x if self.kind.crop else square(x), self.kind.size, self.kind.crop)
+        return ((x + 1) / 2 - self.mean) / self.std
 
 
 def _network(kind: Kind) -> nn.Module:

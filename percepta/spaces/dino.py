@@ -27,7 +27,7 @@ KINDS: dict[str, tuple[str, str, int]] = {  # name -> timm's architecture, weigh
 class Dino(Space):
     """Images in [-1, 1] of any size to the normalised class token, (b, dims). `weights="random"` is for tests only."""
 
-    reads = Reads("images", 3, 1)
+    reads, resizes = Reads("images", 3, 1), True
     mean: Tensor
     std: Tensor
 
@@ -51,8 +51,11 @@ class Dino(Space):
         self.freeze()
 
     def forward(self, x: Float[Tensor, "b 3 h w"]) -> Features:
-        x = (fitted(x, SIZE, crop=False) + 1) / 2
-        return (self.network((x - self.mean) / self.std).float(),)
+        return (self.network(self.normalised(x)).float(),)
+
+    def normalised(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 s s"]:
+        """As the network reads them."""
+        return ((fitted(x, SIZE, crop=False) + 1) / 2 - self.mean) / self.std
 
 
 def _network(architecture: str) -> nn.Module:

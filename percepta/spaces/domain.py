@@ -49,7 +49,7 @@ class Images(Protocol):
 class Domain(Space):
     """Images in [-1, 1] of any size to 352 features: averages of all stages of the encoder. `folder` is what `train_domain` gave."""
 
-    reads = Reads("images", 3, 1)
+    reads, resizes = Reads("images", 3, 1), True
 
     def __init__(self, folder: str | Path, on: Space | None = None) -> None:
         super().__init__(on)

@@ -13,7 +13,7 @@ The network is run up to the deepest tap that is asked for. Weights: the publish
 or for taps up to 768 and spatial the partial one.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -63,7 +63,7 @@ class Inception(Space):
     `of_bytes` takes uint8 images and is what a metric reads. `precision="bf16"` rounds weights and activations; features stay float32.
     """
 
-    reads = Reads("images", 3, 1)
+    reads, resizes = Reads("images", 3, 1), True
 
     def __init__(
         self,
@@ -142,21 +142,31 @@ class Inception(Space):
     def _of_pixels(self, x: Tensor) -> Features:
         x = resize(x, SIZE, self.dialect.resize)
         x = (x - self.dialect.shift) / self.dialect.scale
-        x, out = x.contiguous(memory_format=torch.channels_last), dict[str, Tensor]()
+        out: dict[str, Tensor] = {}
+        for name, at, first in self.walk(x):
+            if name == "Mixed_6d":
+                out["spatial"] = first.permute(0, 2, 3, 1).flatten(1).to(_at_least_float32(at))
+            if name in _MEANS:
+                out[_MEANS[name]] = at.mean((2, 3), dtype=_at_least_float32(at))
+        if "fc" in self.stages:
+            weight = self.stages["fc"].weight
+            assert isinstance(weight, Tensor)
+            out["logits"] = F.linear(out["2048"], weight.to(out["2048"].dtype))
+        return tuple(out[tap] for tap in self.taps)
+
+    def walk(self, x: Float[Tensor, "b 3 h w"]) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """Stage after stage: its name, its output, and the first channels of Mixed_6d's 1x1 branch (of others none). `x` is normalised."""
+        x = x.contiguous(memory_format=torch.channels_last)
         for name, stage in self.stages.items():
+            first = x[:, :0]
             if isinstance(stage, Convolutions):
                 x = stage(x.to(stage.weight.dtype))
                 x = (F.max_pool2d(x, 3, stride=2) if name in _POOLED else x).relu_()
             elif isinstance(stage, Block):
                 x, first = stage(x, 7 if name == "Mixed_6d" else 0)
-                if name == "Mixed_6d":
-                    out["spatial"] = first.permute(0, 2, 3, 1).flatten(1).to(_at_least_float32(x))
             else:
-                assert isinstance(stage, nn.Linear)
-                out["logits"] = F.linear(out["2048"], stage.weight.to(out["2048"].dtype))
-            if name in _MEANS:
-                out[_MEANS[name]] = x.mean((2, 3), dtype=_at_least_float32(x))
-        return tuple(out[tap] for tap in self.taps)
+                return
+            yield name, x, first
 
 
 def _at_least_float32(x: Tensor) -> torch.dtype:

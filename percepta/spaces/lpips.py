@@ -1,6 +1,8 @@
 """LPIPS v0.1 (Zhang et al. 2018): a classification trunk and the calibrated weights of its channels; and the trunks pooled to one row.
 
-`Lpips` is a Space, so its features can be computed once for a target and compared with many; `distance` does both at once.
+`Lpips` is a Space, so its features can be computed once for a target and compared with many; `distance` does both at once. The published
+distance has the maximum poolings that its trunks were trained with. `pooling="average"` puts the mean there, as Cas-DM has it (piq's
+replace_pooling) and consistency models: a gradient reaches every pixel of a window then, and not only its largest.
 """
 
 import torch
@@ -19,11 +21,19 @@ CHANNELS = {"alex": (64, 192, 384, 256, 256), "squeeze": (64, 128, 256, 384, 384
 class Lpips(Space):
     """Images in [-1, 1] to the trunk's features at LPIPS's layers. `weights="random"` is for tests only."""
 
-    def __init__(self, trunk: str = "alex", weights: str = "pretrained", on: Space | None = None) -> None:
+    def __init__(
+        self,
+        trunk: str = "alex",
+        weights: str = "pretrained",
+        on: Space | None = None,
+        pooling: str = "max",
+        precision: str = "fp32",
+    ) -> None:
         super().__init__(on)
         if trunk not in HEADS:
             raise ValueError(f"LPIPS is calibrated for {', '.join(HEADS)}; got {trunk!r}")
-        self.trunk = Trunk(trunk, weights=weights)
+        self.trunk = Trunk(trunk, weights=weights, pooling=pooling, precision=precision)
+        self.trunk.to(memory_format=torch.channels_last)  # a place's channels lie together, as the distance reads them
         self.name, self.reads = self.trunk.name, self.trunk.reads
         heads = _heads(trunk) if weights == "pretrained" else [torch.full((c,), 1 / c) for c in CHANNELS[trunk]]
         self.calibration = nn.ParameterList(heads)

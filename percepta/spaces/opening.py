@@ -35,17 +35,19 @@ def open_space(name: str, domain: Path | None = None, on: Space | None = None, w
     return Pooled(family, weights, on)
 
 
-def weighted(text: str) -> dict[str, float]:
-    """ "clip:0.5, domain" is clip with weight 0.5 and domain with 1."""
+def weighted(text: str, flag: str = "--space") -> dict[str, float]:
+    """ "clip:0.5, domain" is clip with weight 0.5 and domain with 1. `flag` is where the text was given, for messages."""
     out: dict[str, float] = {}
     for part in filter(None, (part.strip() for part in text.split(","))):
         name, _, weight = part.partition(":")
+        if name in out:
+            raise ValueError(f"{flag} names {name} twice: give it once, with the weight that is meant")
         try:
             out[name] = float(weight or 1)
         except ValueError:
             out[name] = math.nan
         if not 0 < out[name] < math.inf:
-            raise ValueError(f"--space {part}: after the colon stands a weight above 0, as in {name}:0.5")
+            raise ValueError(f"{flag} {part}: after the colon stands a weight above 0, as in {name}:0.5")
     if not out:
-        raise ValueError(f"--space names no space, got {text!r}")
+        raise ValueError(f"{flag} names no {flag.removeprefix('--')}, got {text!r}")
     return out

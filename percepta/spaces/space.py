@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from percepta.discrepancies.layers import squared_error
+
 Features = tuple[Tensor, ...]
 
 
@@ -45,6 +47,7 @@ class Space(nn.Module):
 
     reads = Reads()
     name: str = ""
+    resizes = False  # brings images of any size to its own
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -71,6 +74,10 @@ class Space(nn.Module):
             known[self] = self(*upstream)
         return known[self]
 
+    def between(self, x: Features, y: Features) -> Float[Tensor, "b"]:
+        """How far the features of each pair are apart: the mean squared error of each layer, summed. A calibrated space has its own."""
+        return squared_error(x, y)
+
 
 class Pixels(Space):
     """The samples themselves."""
@@ -79,6 +86,26 @@ class Pixels(Space):
 
     def forward(self, x: Tensor) -> Features:
         return (x,)
+
+
+class Resized(Space):
+    """Another space, reading images that were brought to size x size first: T of Cas-DM's equation 13."""
+
+    def __init__(self, space: Space, size: int) -> None:
+        super().__init__()
+        if space.on is not None:
+            raise ValueError(f"the space {space.name} stands on another: resize below that, or give the size None")
+        if size < space.reads.min_size:
+            raise ValueError(f"the space {space.name} needs images of {space.reads.min_size} pixels or more, got the size {size}")
+        self.space, self.size = space, size
+        self.name, self.reads = space.name, Reads(space.reads.kind, space.reads.channels)
+        self.freeze()
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Features:
+        return self.space(resized(x, self.size))
+
+    def between(self, x: Features, y: Features) -> Float[Tensor, "b"]:
+        return self.space.between(x, y)
 
 
 def resized(x: Float[Tensor, "b c h w"], size: int) -> Float[Tensor, "b c s s"]:

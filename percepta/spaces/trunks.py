@@ -1,6 +1,7 @@
 """Frozen classification trunks of torchvision and the layers at which perceptual losses read them.
 
-Images in [-1, 1] are brought to the trunk's own normalisation. Layers are those of the papers: LPIPS for AlexNet and SqueezeNet,
+Images in [-1, 1] are brought to the trunk's own normalisation. Where a distance was made with other pooling than the classifier had, that is
+put in its place (POOLINGS). Layers are those of the papers: LPIPS for AlexNet and SqueezeNet,
 relu1_2 .. relu5_3 for VGG16, relu1_1 .. relu5_1 for VGG19 (Johnson et al. 2016; First Order Motion).
 """
 
@@ -13,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from percepta.spaces.space import Features, Reads, Space
+from percepta.spaces.vit import fill, random_tensors
 from percepta.weights import find_weights, has_weights, read_weights
 
 
@@ -32,12 +34,38 @@ TRUNKS = {
     "vgg16": Layers("vgg16", (3, 8, 15, 22, 29), 16, ("vgg16",)),
     "vgg19": Layers("vgg19", (1, 6, 11, 20, 29), 16, ("vgg19",)),
 }
+POOLINGS = ("max", "average", "l2")
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet, for images in [0, 1]
+
+
+class L2Pooling(nn.Module):
+    """The root of the blurred squares, every other one (Ding et al. 2020, "DISTS"): no aliases, unlike the maximum. Places outside are 0."""
+
+    kernel: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        side = torch.tensor([0.25, 0.5, 0.25])  # a Hann window
+        self.register_buffer("kernel", side[:, None] * side, persistent=False)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c _ _"]:
+        kernel = self.kernel.to(x.dtype).expand(x.shape[1], 1, 3, 3)
+        return (nn.functional.conv2d(x.square(), kernel, stride=2, padding=1, groups=x.shape[1]) + 1e-12).sqrt()
+
+
+def _pooling(found: nn.Module, how: str) -> nn.Module:
+    """What stands in the place of a layer of the classifier."""
+    if not isinstance(found, nn.MaxPool2d) or how == "max":
+        return found
+    if how == "l2":
+        return L2Pooling()
+    return nn.AvgPool2d(found.kernel_size, found.stride, found.padding, found.ceil_mode)  # pyright: ignore[reportArgumentType]
 
 
 class Trunk(Space):
     """The activations of a classification network after chosen layers of its `features`.
 
+    `precision="bf16"` rounds weights and activations, but not the first layer's: pixels of 8 bits would be a third of the error.
     `weights="random"` is for tests of shapes and gradients only; what it measures means nothing.
     """
 
@@ -45,40 +73,58 @@ class Trunk(Space):
     std: Tensor
 
     def __init__(
-        self, name: str, taps: tuple[int, ...] | None = None, weights: str = "pretrained", on: Space | None = None
+        self,
+        name: str,
+        taps: tuple[int, ...] | None = None,
+        weights: str = "pretrained",
+        on: Space | None = None,
+        pooling: str = "max",
+        precision: str = "fp32",
     ) -> None:
         super().__init__(on)
         if name not in TRUNKS:
             raise ValueError(f"unknown trunk {name!r}; known: {', '.join(TRUNKS)}")
-        self.name = name
+        if pooling not in POOLINGS:
+            raise ValueError(f"pooling is {', '.join(POOLINGS)}; got {pooling!r}")
+        if precision not in ("fp32", "bf16"):
+            raise ValueError(f"precision is fp32 or bf16, got {precision!r}")
+        self.name, self.precision = name, precision
         layers = TRUNKS[name]
         self.taps = taps or layers.taps
         self.reads = Reads("images", 3, layers.min_size)
-        self.layers: nn.Sequential = getattr(torchvision.models, layers.builder)(weights=None).features[: max(self.taps) + 1]
-        for module in self.layers:
+        with torch.device("meta"):  # VGG's classifier alone would take half a gigabyte and a second, to be thrown away
+            network = getattr(torchvision.models, layers.builder)(weights=None).features[: max(self.taps) + 1]
+        self.layers = nn.Sequential(*(_pooling(layer, pooling) for layer in network))
+        for index, module in enumerate(self.layers):
             if isinstance(module, nn.ReLU):
-                module.inplace = False  # taps must survive the layers after them
+                module.inplace = index - 1 not in self.taps  # taps must survive the layers after them
         self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1), persistent=False)
         if weights == "pretrained":
-            self._load(layers.weights)
-        elif weights != "random":
+            fill(self.layers, _published(layers.weights), name)
+        elif weights == "random":
+            fill(self.layers, random_tensors(self.layers), name)
+        else:
             raise ValueError(f"weights are 'pretrained' or, for tests, 'random'; got {weights!r}")
+        if precision == "bf16":
+            self.layers[1:].bfloat16()
         self.freeze()
-
-    def _load(self, names: tuple[str, ...]) -> None:
-        tensors = read_weights(first_weights(names))
-        own = {k: tensors[f"features.{k}"] for k in self.layers.state_dict() if f"features.{k}" in tensors}
-        self.layers.load_state_dict(own)
 
     def forward(self, x: Float[Tensor, "b 3 h w"]) -> Features:
         x = ((x + 1) / 2 - self.mean) / self.std
         out = []
         for index, layer in enumerate(self.layers):
             x = layer(x)
+            if index == 0 and self.precision == "bf16":
+                x = x.bfloat16()
             if index in self.taps:
                 out.append(x)
         return tuple(out)
+
+
+def _published(names: tuple[str, ...]) -> dict[str, Tensor]:
+    """The tensors of `features`, by their names within it."""
+    return {name.removeprefix("features."): value for name, value in read_weights(first_weights(names)).items()}
 
 
 def first_weights(names: tuple[str, ...]) -> Path:

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from percepta.data import Source, Stream, Transform, open_source
 from percepta.data.reader import Store
-from percepta.distributed import World, wait_for_first
+from percepta.distributed import World
 from percepta.estimate import Batch
+from percepta.training.by_first import by_first
 from percepta.training.settings import Settings
 
 if TYPE_CHECKING:
@@ -99,11 +100,8 @@ def _latents(
 
     assert settings.vae is not None
     vae = load_autoencoder(vae_folder(settings.vae)).requires_grad_(False).eval()
-    if world.first:
-        result = cache_latents(settings, source, vae, device, note, check)
-    wait_for_first()
-    if not world.first:
-        result = cache_latents(settings, source, vae, device, lambda text: None, check)
+    made = by_first(partial(cache_latents, settings, source, vae, device, note, check), "while latents were encoded")
+    result = made or cache_latents(settings, source, vae, device, lambda text: None, check)
     vae.to("cpu")
     if device.type == "cuda":
         torch.cuda.empty_cache()

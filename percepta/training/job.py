@@ -16,6 +16,7 @@ from percepta.networks import Network
 from percepta.rng import mix
 from percepta.rollout import Rollout
 from percepta.training.adapting import adapt_method, export_adapter, export_model
+from percepta.training.by_first import by_first
 from percepta.training.config import asked, check_continuation
 from percepta.training.data import Data, open_data
 from percepta.training.folder import RunFolder, write_json
@@ -56,7 +57,7 @@ def train(recipe: Recipe, settings: Settings, quiet: bool = False) -> Outcome:
         folder.open(settings.resume)
         try:
             return _train(recipe, settings, folder, flag, world, quiet or not world.first)
-        except Interrupted:  # while latents were encoded: what is encoded is kept
+        except Interrupted:  # while latents were encoded (what is encoded is kept), or a domain encoder was trained
             return Outcome(folder.root, 0, False, first=world.first)
         finally:
             folder.close()
@@ -115,19 +116,13 @@ def _train(recipe: Recipe, settings: Settings, folder: RunFolder, flag: StopFlag
 def _evaluator(
     method: Method, settings: Settings, device: torch.device, trained: tuple[str, ...], note: Callable[[str], None], flag: StopFlag
 ) -> "Evaluator | None":
-    """Rank 0's, for which the others wait; a signal that comes meanwhile sends all of them home."""
-    made, stopped = None, False
-    if settings.eval_every and distributed.world().first:
-        from percepta.training.evaluating import prepared
+    """Rank 0's, where the settings ask for evaluations."""
+    if not settings.eval_every:
+        return None
+    from percepta.training.evaluating import prepared
 
-        try:
-            with distributed.alone():
-                made = prepared(method.product, settings, device, trained, note, flag.check)
-        except Interrupted:
-            stopped = True
-    if distributed.agreed(torch.tensor([float(stopped)])).item():
-        raise Interrupted("while what an evaluation needs was made ready")
-    return made
+    work = partial(prepared, method.product, settings, device, trained, note, flag.check)
+    return by_first(work, "while what an evaluation needs was made ready")
 
 
 def card(recipe: Recipe, settings: Settings, step: int, trained: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -147,8 +142,12 @@ def own_domain(settings: Settings, note: Callable[[str], None], check: Callable[
     from percepta.training.evaluating import images_of
 
     cache = settings.cache / "features" if settings.cache else cache_folder()
-    with torch.random.fork_rng(devices=[]):  # it is trained on the CPU
-        return domain_encoder(images_of(settings, settings.data), cache, settings.seed, note, check)
+
+    def found(note: Callable[[str], None]) -> Path:
+        with torch.random.fork_rng(devices=[]), distributed.alone():  # it is trained on the CPU
+            return domain_encoder(images_of(settings, settings.data), cache, settings.seed, note, check)
+
+    return by_first(partial(found, note), "while the domain encoder was trained") or found(lambda text: None)
 
 
 def build_method(

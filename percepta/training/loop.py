@@ -60,7 +60,8 @@ class Loop:
             for ordinals, batch in self.batches(self.state.step, self.settings.steps):
                 rng = Rng(self.settings.seed, ordinals, self.state.step, self.state.stream, self.device)
                 batch = batch.to(self.device, **({"memory_format": torch.channels_last} if self.settings.channels_last else {}))
-                shares = Shares() if due(self.state.step + 1, self.shares_every, self.settings) else None
+                asked = self.settings.shares_every is not None
+                shares = Shares(asked) if due(self.state.step + 1, self.shares_every, self.settings) else None
                 report = take_step(self.method, self.state, self.settings, batch, rng, lambda: self.flag.asked is not None, shares)
                 rolled_back = self._count(report)
                 if rolled_back:

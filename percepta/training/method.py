@@ -20,7 +20,8 @@ class Turn:
     """One player's move: the loss that its parameters follow. `logs` are the terms behind it, by name.
 
     `backward`, where given, makes the gradient itself (a rollout that replays its steps); it is called with the loss's scale. `terms`,
-    where given, are the summands of `loss` with their graph, so that the share of each in the gradient can be told.
+    where given, are the summands of `loss`, so that the share of each in the gradient can be told: by their graph, or, where that does
+    not reach the parameters, by `alone`, which gives the gradient of one term, by name and scale, at the parameters.
     """
 
     player: str
@@ -28,6 +29,7 @@ class Turn:
     logs: Mapping[str, Tensor]
     backward: Callable[[float], None] | None = None
     terms: Mapping[str, Tensor] | None = None
+    alone: "Callable[[str, float, Sequence[Tensor]], Sequence[Tensor | None]] | None" = None
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,7 @@ class Method:
     product: Product
     players: dict[str, nn.Module] = field(default_factory=dict)
     beside: Sequence[Beside] = ()
+    watch: Callable[[Estimate], Mapping[str, Tensor]] | None = None  # further numbers for the log: means over the rows
     adapter: Adapter | None = None  # the few weights of the model that are trained, where it is not all
 
     def __post_init__(self) -> None:
@@ -108,19 +111,22 @@ class Method:
             if isinstance(term.objective, TrainsCritic):
                 loss = term.objective.critic_loss(est.detach(), rng)
                 yield Turn(term.name, loss, {f"critic/{term.name}": loss.detach()})
-        yield self._model_turn(est, [other(batch, rng) for other in self.beside])
+        yield self._model_turn(est, [other(batch, rng) for other in self.beside], rng.step)
 
-    def _model_turn(self, est: Estimate, beside: Sequence[Mapping[str, Tensor]]) -> Turn:
-        own = {term.name: term(est) for term in self.terms}
+    def _model_turn(self, est: Estimate, beside: Sequence[Mapping[str, Tensor]], step: int) -> Turn:
+        own = {term.name: term.at(est, step) for term in self.terms}
         losses = dict(own)
         for other in beside:
             losses |= other
         logs = {name: loss.detach() for name, loss in losses.items()}
+        if self.watch is not None:
+            logs |= self.watch(est)
         if est.onward is None:
             return Turn("model", total(losses.values()), logs, terms=losses)
         params = [p for p in self.model.parameters() if p.requires_grad]
-        rest = [loss for other in beside for loss in other.values()]
-        return Turn("model", total(losses.values()), logs, backward=partial(_by_way_of, est, list(own.values()), rest, params))
+        rest = {name: loss for other in beside for name, loss in other.items()}
+        backward = partial(_by_way_of, est, list(own.values()), list(rest.values()), params)
+        return Turn("model", total(losses.values()), logs, backward, losses, partial(_alone, est, own, rest))
 
 
 def total(losses: Iterable[Tensor]) -> Tensor:
@@ -134,3 +140,21 @@ def _by_way_of(est: Estimate, own: Sequence[Tensor], rest: Sequence[Tensor], par
     est.onward(grad)
     if rest:
         torch.autograd.backward(total(rest) * scale, inputs=list(params))
+
+
+def _alone(
+    est: Estimate, own: Mapping[str, Tensor], rest: Mapping[str, Tensor], name: str, scale: float, params: Sequence[Tensor]
+) -> list[Tensor | None]:
+    """The gradient of one term by the same way; what the parameters have as theirs stays as it is, and so do the graphs."""
+    assert est.onward is not None
+    if name in rest:
+        return list(torch.autograd.grad(rest[name] * scale, params, retain_graph=True, allow_unused=True))
+    (grad,) = torch.autograd.grad(own[name] * scale, est.x0_hat, retain_graph=True)
+    kept = [p.grad for p in params]
+    for p in params:
+        p.grad = None
+    est.onward(grad)
+    found = [p.grad for p in params]
+    for p, before in zip(params, kept, strict=True):
+        p.grad = before
+    return found

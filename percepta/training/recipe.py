@@ -4,7 +4,7 @@ A recipe is one file in percepta/recipes/ with one subclass; listing the folder 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -77,8 +77,8 @@ class Context:
             )
         if network.reads.needed:
             raise ValueError(
-                f"{flag} is told {', '.join(network.reads.needed)} beside the image, which data here do not have: models with labels, or "
-                "with no condition, can be trained"
+                f"{flag} is told {', '.join(network.reads.needed)} beside the image, which data here do not have (a text-conditional pipeline "
+                "cannot be trained): use a model with class labels, or with no condition"
             )
         if network.num_classes != self.num_classes:
             raise ValueError(
@@ -126,12 +126,13 @@ class Recipe(ABC):
 
 
 def denoising_method(
-    context: Context, formulation: Formulation, weight: Weight, cond_dropout: float, network: str, sampler: str = "ddim"
-) -> Method:
-    """Plain diffusion: denoise, and judge x0_hat by its weighted squared error."""
+    context: Context, formulation: Formulation, weight: Weight, cond_dropout: float, network: str, sampler: str = "ddim",
+    more: Iterable[Term] = (),
+) -> Method:  # fmt: skip
+    """Plain diffusion: denoise, and judge x0_hat by its weighted squared error, and by what `more` there is."""
     if not 0 <= cond_dropout < 1:
         raise ValueError(f"--cond-dropout must lie in [0, 1), got {cond_dropout}")
     denoiser = Denoiser(context.chosen_network(network), formulation)
     product = Sampled(denoiser, (context.channels, context.size, context.size), sampler, context.vae, context.class_names)
     estimate = Denoise(denoiser, cond_dropout if context.num_classes else 0.0)
-    return Method(denoiser, estimate, [Term("denoising", Denoising(), weight=weight)], product)
+    return Method(denoiser, estimate, [Term("denoising", Denoising(), weight=weight), *more], product)

@@ -118,7 +118,8 @@ class Settings:
     keep_best: str | None = None
     """Keep the checkpoint where this metric was best as well: one of --eval-metrics, for example fid."""
     shares_every: int | None = None
-    """Steps between two measurements of each term's share of the gradient; 0 for none. Default: 10 lines of the log, with two terms or more."""
+    """Steps between two measurements of each term's share of the gradient; 0 for none. Default: 10 lines of the log, with two terms or more;
+    none where each term would take a replay of its chain (mmd)."""
     report_to: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = ()
     """Trackers besides metrics.jsonl."""
 

@@ -117,7 +117,9 @@ def _backward(turn: Turn, share: float, player: Player, alone: bool) -> None:
         turn.backward(share if player.scaler is None else share * player.scaler.get_scale())
     else:
         loss = turn.loss * share
-        torch.autograd.backward(loss if player.scaler is None else player.scaler.scale(loss), inputs=None if alone else player.params)
+        torch.autograd.backward(
+            loss if player.scaler is None else player.scaler.scale(loss), inputs=None if alone else player.params
+        )
 
 
 def _not_finite(losses: dict[str, float], norm: float, player: Player) -> str | None:

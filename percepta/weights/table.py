@@ -132,6 +132,16 @@ TABLE: tuple[Weights, ...] = (
     _dinov2("b", "base", "DINOv2 ViT-B/14"),
     _dinov2("l", "large", "DINOv2 ViT-L/14: FD-DINOv2"),
     _torchvision("resnet50", "resnet50-0676ba61.pth", "metric function of Cas-DM (V1 weights)"),
+    _torchvision("swin_t", "swin_t-704ceda3.pth", "metric function of Cas-DM, Swin-T"),
+    _torchvision("convnext_tiny", "convnext_tiny-983f1562.pth", "metric function, ConvNeXt-T"),
+    Weights(
+        "dists_weights",
+        "dists_weights.pt",
+        "https://github.com/Lightning-AI/torchmetrics/raw/v1.9.0/src/torchmetrics/functional/image/dists_models/weights.pt",
+        "f5e65c96230b7f6ca995691647d482237e4cab8a50c5c4a5784f219ef0748218",
+        "MIT",
+        "calibrated weights of DISTS on VGG16",
+    ),
 )
 BY_NAME: dict[str, Weights] = {row.name: row for row in TABLE}
 

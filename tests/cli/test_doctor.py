@@ -7,6 +7,7 @@ import pytest
 
 from percepta.cli import main
 from percepta.spaces.extractor import PARTIAL, known_extractors, open_extractor, weights_behind
+from percepta.spaces.metrics import METRICS, known_metrics
 from percepta.weights import known_weights
 
 
@@ -64,3 +65,20 @@ def test_what_is_here_is_said_and_how_far_it_reaches(empty, capsys):
     (empty / known_weights("fid_inception_full_pt").file).write_bytes(b"")
     facts, lines = told(capsys)
     assert facts["inception"]["limit"] is None and "only" not in lines["inception"]
+
+
+def test_a_line_for_every_metric_function(empty, capsys):
+    """What is missing is what opening it asks for first, and it is in the table of weights on the same page."""
+    assert main(["doctor", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)["metrics"]
+    assert list(facts) == list(known_metrics())
+    assert {name for name, fact in facts.items() if fact["here"]} == {"domain"}
+    for group in METRICS["lpips"].weights:
+        Path(empty / known_weights(group[0]).file).write_bytes(b"")
+    assert main(["doctor"]) == 0
+    part = capsys.readouterr().out.partition("Metric functions to train with")[2].partition("\n\n")[0].splitlines()[1:]
+    lines = {line.split()[0]: line for line in part}
+    assert list(lines) == list(facts)
+    assert {name for name, line in lines.items() if "not here" not in line} == {"domain", "lpips", "lpips-vgg16"}
+    assert lines["dists"].endswith("missing: dists_weights.pt")
+    assert lines["swin"].endswith("missing: swin_t-704ceda3.pth")

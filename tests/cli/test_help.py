@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from percepta.cli import COMMANDS, main
+from percepta.cli.parse import parse
 from percepta.recipes import recipes
 from percepta.training.settings import Settings
 
@@ -210,6 +211,18 @@ def test_json_is_one_object_and_nothing_else(line: str, keys: set[str], runs: Pa
     assert main([*line.format(runs=runs, tmp=tmp_path).split(), "--json"]) == 0
     out = capsys.readouterr().out
     assert keys <= set(json.loads(out))
+
+
+@pytest.mark.parametrize(
+    ("words", "clip"),
+    [
+        ("run", None), ("run --clip", True), ("--clip run", True), ("run --no-clip", False), ("--no-clip run --num 3", False),
+        ("run --clip True", True), ("run --clip False", False), ("run --clip=False --num 2", False), ("run --clip --num 2", True),
+    ],
+)  # fmt: skip
+def test_a_switch_with_a_default_of_its_own(words: str, clip: bool | None) -> None:
+    found = parse(CLASSES["sample"], words.split(), "percepta sample")
+    assert (found.clip, str(found.source)) == (clip, "run")
 
 
 def test_training_says_nothing_on_stdout(runs: Path, tmp_path: Path, capsys) -> None:

@@ -56,7 +56,8 @@ def method_of(name: str, network: str, duel: type) -> Method:
         init = Denoiser(adapt(load_model(network)), Formulation(LinearBeta(1000), "noise"))
         context = Context(3, 8, init=init, micro_batch=2)
     else:
-        context = Context(3, 8, network=None if base == "autoencoder" else network, examples=lambda: images)
+        own = {"autoencoder": None, "casdm": "unet-pocket", "dual": "unet-pocket"}  # cascades are made of presets
+        context = Context(3, 8, network=own.get(base, network), examples=lambda: images)
     method = recipe.build(context)
     if base == "gaussian":
         method = Method(method.model, method.estimate, [Term("mmd", Mmd(not name.endswith("own")))], method.product)

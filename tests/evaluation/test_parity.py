@@ -126,7 +126,9 @@ def close(found: float, truth: float, relative: float = 1e-3, absolute: float = 
 def test_equal_to_torch_fidelity(ours, peer):
     assert close(ours["fid"], peer.values["frechet_inception_distance"])
     assert close(ours["kid"], peer.values["kernel_inception_distance_mean"])
-    assert close(ours.metrics["kid"].std, peer.values["kernel_inception_distance_std"], absolute=1e-8)  # the kernel's sums are near 1
+    assert close(
+        ours.metrics["kid"].std, peer.values["kernel_inception_distance_std"], absolute=1e-8
+    )  # the kernel's sums are near 1
     assert close(ours["precision"], peer.values["precision"])
     assert close(ours["recall"], peer.values["recall"])
     assert ours.protocol["generated"]["count"] == NUM

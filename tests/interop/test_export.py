@@ -13,7 +13,8 @@ from diffusers import AutoencoderKL, DiTTransformer2DModel, SD3Transformer2DMode
 
 from percepta.formulation import EDM, FLOW, Denoiser, Formulation, noise_of
 from percepta.interop import SamplerDefaults, export_pipeline, load_pipeline
-from percepta.networks import adapt
+from percepta.networks import CascadeSpec, adapt, build_cascade
+from percepta.networks.cascade import Cascade
 from percepta.networks.ddpmpp import DDPMPP
 from percepta.path import BetaTable, Cosine, LinearBeta
 
@@ -51,6 +52,14 @@ def mmdit(classes):
 def vae(**options):
     return shake(AutoencoderKL(block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
                                layers_per_block=1, latent_channels=4, norm_num_groups=4, sample_size=16, **options))  # fmt: skip
+
+
+def cascade(path, kind="cascade", classes=None, **options):
+    """A denoiser whose network is ours and does not fit in one class of diffusers."""
+    small = {"block_out_channels": (8, 8, 16), "norm_num_groups": 4, "time_embedding_dim": 16}
+    network = build_cascade(CascadeSpec(kind, overrides=small, **options), path, size=SIZE, num_classes=classes)
+    shake(network.model)
+    return Denoiser(network, Formulation(path, "clean"))
 
 
 # --- what the exports are compared with: the denoiser and the textbook's formulas ---------------------------------------------------
@@ -166,6 +175,11 @@ def cases():
         "edm-classes": (on(classes, EDM, num_classes=3), {}, "ConsistencyModelPipeline", {}, shown, ("edm", {"labels": cond})),
         "ddpmpp": (on(shake(DDPMPP(SIZE, model_channels=16, channel_mult=(1, 1), num_blocks=1, attention_sizes=(4,), num_classes=3)), EDM), {},
                    "PerceptaPipeline", TRUST, labels | {"guidance_scale": 2.0}, ("edm", {"labels": cond, "scale": 2.0})),
+        "cascade": (cascade(Cosine(4000)), {}, "PerceptaPipeline", TRUST, batch, ("ddim", {})),
+        "cascade-ddpm": (cascade(LinearBeta(), phi="fixres", concat=True, ratio="raw"), {"sampler": ddpm_clip}, "PerceptaPipeline", TRUST, batch,
+                         ("ddpm", {"clip": 1.0})),
+        "dual-classes": (cascade(Cosine(), "dual", 3), {}, "PerceptaPipeline", TRUST, labels | {"guidance_scale": 2.0},
+                         ("ddim", {"labels": cond, "scale": 2.0})),
         "learned": (on(learned, LINEAR), {}, "PerceptaPipeline", TRUST, batch, ("ddim", {})),
         "time-factor": (Denoiser(half, Formulation(LinearBeta(4000))), {}, "PerceptaPipeline", TRUST, batch, ("ddim", {})),
         "dit": (on(many, LINEAR), {"vae": ae, "class_names": [f"c{i}" for i in range(1000)]}, "DiTPipeline", {}, labels | {"guidance_scale": 2.0},
@@ -341,6 +355,7 @@ def test_own_code_is_plain(tmp_path):
 
     for text in (
         travelling_source(DDPMPP),
+        travelling_source(Cascade),
         Path(sys.modules["percepta.interop.export"].__file__).with_name("percepta_pipeline.py").read_text(),
     ):
         assert "jaxtyping" not in text

@@ -5,14 +5,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import AsymmetricAutoencoderKL, AutoencoderKL, AutoencoderTiny, UNet2DModel
+from diffusers import AsymmetricAutoencoderKL, AutoencoderKL, AutoencoderTiny, UNet2DModel, VQModel
 from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
 from percepta.networks import Autoencoder, build_autoencoder, load_autoencoder
 
-KINDS = ("kl", "asymmetric", "tiny")
+KINDS = ("kl", "asymmetric", "tiny", "vq")
+CERTAIN = ("tiny", "vq")  # their latents have no deviation
 
 
 def make(kind: str) -> Autoencoder:
@@ -30,6 +31,8 @@ def make(kind: str) -> Autoencoder:
             return Autoencoder(
                 AsymmetricAutoencoderKL(**blocks, down_block_out_channels=(8, 8), up_block_out_channels=(8, 16))
             ).eval()
+        if kind == "vq":
+            return Autoencoder(VQModel(**blocks, block_out_channels=(8, 8), num_vq_embeddings=64, scaling_factor=2.0)).eval()
         return Autoencoder(
             AutoencoderTiny(
                 encoder_block_out_channels=(8, 8),
@@ -60,7 +63,7 @@ def test_shapes_and_gradients(kind, images):
     assert decoded.shape == images.shape
     decoded.sum().backward()
     assert images.grad.any()
-    assert autoencoder.deterministic == (kind == "tiny")
+    assert autoencoder.deterministic == (kind in CERTAIN)
     assert bool(std.any()) != autoencoder.deterministic
 
 
@@ -70,10 +73,10 @@ def test_encode_and_decode_are_diffusers_own_with_the_scale_between(kind, images
     with torch.no_grad():
         mean, std = autoencoder.encode(images)
         raw = model.encode(images)
-        raw_mean = raw.latents if kind == "tiny" else raw.latent_dist.mean
+        raw_mean = raw.latents if kind in CERTAIN else raw.latent_dist.mean
         scale, shift = model.config.scaling_factor, model.config.get("shift_factor") or 0.0
         torch.testing.assert_close(mean, (raw_mean - shift) * scale)
-        if kind != "tiny":
+        if kind not in CERTAIN:
             torch.testing.assert_close(std, raw.latent_dist.std * scale)
         torch.testing.assert_close(autoencoder.decode(mean), model.decode(raw_mean).sample)
 
@@ -83,7 +86,7 @@ def test_set_scale_makes_unit_latents_and_is_saved(kind, images, tmp_path):
     with torch.no_grad():
         raw, _ = autoencoder.posterior(images)
         decoded = autoencoder.decode(autoencoder.encode(images)[0])
-        center = 0.0 if kind == "asymmetric" else float(raw.mean())
+        center = 0.0 if kind in ("asymmetric", "vq") else float(raw.mean())
         autoencoder.set_scale(float(raw.std()), center)
         scaled, _ = autoencoder.encode(images)
         assert float(scaled.std()) == pytest.approx(1, rel=1e-5)
@@ -92,6 +95,24 @@ def test_set_scale_makes_unit_latents_and_is_saved(kind, images, tmp_path):
         autoencoder.save_pretrained(tmp_path)
         again = load_autoencoder(tmp_path)
         assert torch.equal(again.encode(images)[0], scaled)
+
+
+def test_latents_of_a_codebook_have_its_width_and_decode_to_its_entries(images):
+    blocks = {"down_block_types": ("DownEncoderBlock2D",), "up_block_types": ("UpDecoderBlock2D",), "block_out_channels": (8,)}
+    torch.manual_seed(0)
+    autoencoder = Autoencoder(VQModel(**blocks, norm_num_groups=4, latent_channels=4, vq_embed_dim=3, num_vq_embeddings=16)).eval()
+    assert autoencoder.latent_channels == 3
+    z = autoencoder.encode(images)[0].detach().requires_grad_()
+    assert z.shape == (2, 3, 16, 16)
+    entries = autoencoder.model.quantize(autoencoder.raw(z))[0].detach()
+    book = autoencoder.model.quantize.embedding.weight
+    assert float(torch.cdist(entries.permute(0, 2, 3, 1).reshape(-1, 3), book).min(1).values.max().detach()) < 1e-3
+    decoded = autoencoder.decode(z)
+    torch.testing.assert_close(decoded, autoencoder.model.decode(entries, force_not_quantize=True).sample)
+    leaf = entries.requires_grad_()
+    plain = torch.autograd.grad(autoencoder.model.decode(leaf, force_not_quantize=True).sample.square().mean(), leaf)[0]
+    found = torch.autograd.grad(decoded.square().mean(), z)[0]
+    torch.testing.assert_close(found * autoencoder.scale, plain, rtol=1e-3, atol=1e-7)
 
 
 def test_per_channel_statistics_of_the_configuration(images):

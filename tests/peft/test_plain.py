@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -9,6 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from percepta.formulation import EDM, Denoiser, Formulation
+from percepta.interop import export_pipeline
+from percepta.networks import build
+from percepta.path import LinearBeta
 from percepta.peft import Lora, attach
 from percepta.recipes.ddpm import Ddpm
 from percepta.training.job import train
@@ -51,6 +56,12 @@ for kind, (cls, folder) in jobs["models"].items():
         model = getattr(diffusers, cls).from_pretrained(f"{folder}/base").eval()
         out[f"{kind}/base"] = call(model)
         out[f"{kind}/adapter"] = call(PeftModel.from_pretrained(model, f"{folder}/adapter").eval())
+for name, (code, part) in jobs["cards"].items():
+    names = {}
+    exec(code, names)
+    model = getattr(names["pipe"], part) if "pipe" in names else names["model"]
+    adapters = [p for k, p in model.named_parameters() if "lora_B" in k]
+    out[f"card/{name}"] = torch.tensor([float(len(adapters)), sum(float(p.abs().sum()) for p in adapters)])
 assert not any(name.split(".")[0] == "percepta" for name in sys.modules)
 save_file({k: v.float().contiguous() for k, v in out.items()}, sys.argv[2])
 """
@@ -74,6 +85,31 @@ def transformers(make, root):
     return made
 
 
+CARDS = ("run", "own pipeline", "bare")
+
+
+def cards(make, root):
+    """The code of the card of an adapter on each kind of base, and the part that it changes."""
+    made = {}
+    for name in CARDS:
+        own = name == "own pipeline"
+        network = make("ddpmpp").network if own else build("unet-pocket", channels=3, size=8, seed=0)
+        base = root / "cards" / name.replace(" ", "-")
+        export_pipeline(base / "model", Denoiser(network, EDM if own else Formulation(LinearBeta(), "noise")))
+        given = base / "model" / "unet" if name == "bare" else base
+        adapter = attach(Lora(2), network, str(given), 1)
+        with torch.no_grad():
+            for p in network.parameters():
+                p.add_(0.1 * p.requires_grad)
+        (base / "adapter").mkdir()
+        adapter.save(base / "adapter")
+        text = (base / "adapter" / "README.md").read_text()
+        (code,) = re.findall(r"```python\n(.*?)```", text, re.S)
+        assert code.count("FOLDER") == 1
+        made[name] = (code.replace("FOLDER", str(base / "adapter")), "unet")
+    return made
+
+
 @pytest.fixture(scope="module")
 def found(tiny, make, tmp_path_factory):
     """What the other process made."""
@@ -84,9 +120,9 @@ def found(tiny, make, tmp_path_factory):
         Settings(**flags, steps=8, lr=2e-2, init=tiny.pipeline, peft="lora", lora_rank=4, ema="none", out=root / "run"),
         True,
     )
-    jobs = {"run": str(run.folder), "base": tiny.pipeline, "models": transformers(make, root)}
+    jobs = {"run": str(run.folder), "base": tiny.pipeline, "models": transformers(make, root), "cards": cards(make, root)}
     (root / "jobs.json").write_text(json.dumps(jobs))
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_HOME": str(root / "hf")}
     env.pop("PYTHONPATH", None)
     child = subprocess.run(
         [sys.executable, "-c", CHILD, str(root / "jobs.json"), str(root / "out.safetensors")],
@@ -101,3 +137,11 @@ def test_base_and_adapter_are_the_merged_pipeline(found, kind):
     merged, base, adapter = (found[f"{kind}{name}"] for name in ("merged", "base", "adapter"))
     assert (merged - base).abs().max() > 1e-2
     assert torch.allclose(adapter, merged, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_the_code_of_the_card_runs_as_it_stands(found, name):
+    """For a run, for a pipeline whose class lies in its folder, and for a model without a pipeline."""
+    layers, size = found[f"card/{name}"].tolist()
+    assert layers > 3
+    assert size > 0

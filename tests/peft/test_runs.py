@@ -20,6 +20,7 @@ from percepta.recipes.mmd import TrainMmd
 from percepta.training.adapting import METHODS, adapt_method
 from percepta.training.data import open_data
 from percepta.training.job import build_method, train
+from percepta.training.precision import autocast
 from percepta.training.recipe import Context
 from percepta.training.reopen import export_run
 from percepta.training.settings import Settings
@@ -202,7 +203,7 @@ def test_memory_savers_change_nothing_but_the_last_bits(tiny, tmp_path):
     assert 0 < (made["bf16"] - made["plain"]).abs().mean() < 5e-3
 
 
-def turn_gradients(tiny, backprop):
+def turn_gradients(tiny, backprop, mixed="no"):
     """Gradients of the adapters after one turn of MMD-DDM, from adapters that are not at zero."""
     from percepta.distributed import World
     from percepta.rng import Rng
@@ -216,7 +217,8 @@ def turn_gradients(tiny, backprop):
         for k, p in enumerate(params):
             p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(k)) * 0.05)
     (ordinals, batch) = next(data.batches(0, 1))
-    (turn,) = method.step(batch, Rng(0, ordinals))
+    with autocast(mixed, torch.device("cpu")):
+        (turn,) = method.step(batch, Rng(0, ordinals))
     if turn.backward is None:
         torch.autograd.backward(turn.loss, inputs=params)
     else:
@@ -232,8 +234,19 @@ def test_the_chain_of_mmd_gives_adapters_the_whole_graphs_gradient(dropping):
     assert all(p.grad is None for p in method.model.parameters() if not p.requires_grad)
 
 
-def test_mmd_trains_an_adapter_end_to_end(tiny, tmp_path):
-    made = run(tiny, tmp_path / "run", TrainMmd(space="pixels", sampler_steps=2), steps=2, ema="none")
+def test_bf16_gives_adapters_the_gradient_to_its_digits(dropping):
+    """Adapters are float32 and the autocast of a replay keeps no casts of them: a stale one would cost their gradient."""
+    _, exact = turn_gradients(dropping, "replay")
+    for way in ("replay", "full"):
+        _, found = turn_gradients(dropping, way, "bf16")
+        assert found.dtype == torch.float32
+        assert 1e-5 * exact.norm() < (found - exact).norm() < 0.05 * exact.norm(), way
+
+
+@pytest.mark.parametrize("mixed", ["no", "bf16"])
+def test_mmd_trains_an_adapter_end_to_end(tiny, tmp_path, mixed):
+    made = run(tiny, tmp_path / "run", TrainMmd(space="pixels", sampler_steps=2), steps=2, ema="none", mixed_precision=mixed)
+    assert {x.dtype for x in load_file(made / "adapter" / "adapter_model.safetensors").values()} == {torch.float32}
     assert (made / "adapter" / "adapter_config.json").is_file()
     assert len(lines(made)) == 2
     assert main(["sample", str(made), "--num", "2", "--out", str(tmp_path / "two.png")]) == 0

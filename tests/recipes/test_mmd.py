@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel, VQModel
 from processes import FLAGS, lines
 from safetensors.torch import load_file
 
+from percepta.cli import main
 from percepta.cli.train import read
 from percepta.discrepancies.mmd import CUBIC, Linear, MedianRbf, Rbf
 from percepta.estimate import Batch
@@ -165,11 +166,12 @@ def test_the_denoising_loss_beside_it_is_the_plain_one(tiny, tmp_path):
     assert (gradients[2] - gradients[0] - alone).norm() < 1e-4 * alone.norm()
 
 
-def latent_pipeline(folder, formulation, classes=None):
+def latent_pipeline(folder, formulation, classes=None, codebook=False):
     """An untrained latent pipeline: 8 px latents of 16 px images."""
     torch.manual_seed(0)
-    vae = AutoencoderKL(block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
-                        layers_per_block=1, latent_channels=4, norm_num_groups=4, sample_size=16)  # fmt: skip
+    kind = VQModel if codebook else AutoencoderKL
+    vae = kind(block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+               layers_per_block=1, latent_channels=4, norm_num_groups=4, sample_size=16)  # fmt: skip
     network = build("unet-pocket", channels=4, size=8, num_classes=classes, seed=0)
     with torch.no_grad():
         for p in network.parameters():
@@ -178,8 +180,10 @@ def latent_pipeline(folder, formulation, classes=None):
     return str(folder)
 
 
-def test_a_latent_pipeline_is_compared_as_images(tiny, tmp_path):
-    given = settings(tiny, tmp_path / "run", init=latent_pipeline(tmp_path / "ldm", FLOW), size=16, steps=2, micro_batch=2)
+@pytest.mark.parametrize("codebook", [False, True])
+def test_a_latent_pipeline_is_compared_as_images(tiny, tmp_path, codebook):
+    init = latent_pipeline(tmp_path / "ldm", FLOW, codebook=codebook)
+    given = settings(tiny, tmp_path / "run", init=init, size=16, steps=2, micro_batch=2)
     outcome = train(made(denoising_weight=0.1), given, quiet=True)
     assert outcome.model is not None
     assert [line["step"] for line in lines(outcome.folder)] == [1, 2]
@@ -202,7 +206,8 @@ CHAINS = {  # knobs, formulation, classes, latent, timesteps
     "classes": ({"sampler_steps": 3}, LINEAR, 3, False),
     "classes, guided": ({"sampler_steps": 3, "chain_guidance": 2.0}, LINEAR, 3, False),
     "flow": ({"sampler_steps": 4}, FLOW, None, False),
-    "latents": ({"sampler_steps": 3}, LINEAR, None, True),
+    "latents": ({"sampler_steps": 3}, LINEAR, None, "kl"),
+    "latents of a codebook": ({"sampler_steps": 3}, LINEAR, None, "vq"),
 }
 
 
@@ -213,7 +218,7 @@ def drawn(tmp_path_factory):
     ours, jobs = {}, []
     for number, (knobs, formulation, classes, latent) in enumerate(CHAINS.values()):
         if latent:
-            loaded = load_pipeline(latent_pipeline(root / "ldm", formulation))
+            loaded = load_pipeline(latent_pipeline(root / latent, formulation, codebook=latent == "vq"))
         else:
             network = build("unet-pocket", channels=3, size=8, num_classes=classes, seed=number)
             with torch.no_grad():
@@ -291,6 +296,34 @@ def test_a_model_that_reads_text_is_refused(tiny):
                                  attention_head_dim=4)  # fmt: skip
     with pytest.raises(ValueError, match="is told encoder_hidden_states beside the image"):
         made().build(Context(3, 8, init=Denoiser(adapt(model), LINEAR)))
+
+
+def test_a_text_pipeline_is_refused_in_one_line(tmp_path, capsys):
+    """As a user of Stable Diffusion meets it: before the first step, and with what could be trained instead."""
+    from diffusers import DDIMScheduler
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    size = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 16}
+    parts = {
+        "unet": UNet2DConditionModel(sample_size=8, block_out_channels=(8,), layers_per_block=1, norm_num_groups=4, cross_attention_dim=8,
+                                     down_block_types=("CrossAttnDownBlock2D",), up_block_types=("CrossAttnUpBlock2D",), attention_head_dim=4),
+        "vae": AutoencoderKL(block_out_channels=(8,), norm_num_groups=4, latent_channels=4),
+        "text_encoder": CLIPTextModel(CLIPTextConfig(**size, bos_token_id=0, eos_token_id=1)),
+        "scheduler": DDIMScheduler(),
+    }  # fmt: skip
+    index = {"_class_name": "StableDiffusionPipeline"}
+    for name, part in parts.items():
+        part.save_pretrained(tmp_path / "sd" / name)
+        index[name] = ["transformers" if name == "text_encoder" else "diffusers", type(part).__name__]
+    (tmp_path / "sd" / "model_index.json").write_text(json.dumps(index))
+    flags = ["--data", "shapes:length=8", "--space", "pixels", "--out", str(tmp_path / "run"), "--device", "cpu"]
+    capsys.readouterr()
+    assert main(["train", "mmd", "--init", str(tmp_path / "sd"), *flags]) == 2
+    lines_of = capsys.readouterr().err.splitlines()
+    (told,) = (line for line in lines_of if line.strip() and "Loading weights" not in line)  # a bar of transformers
+    assert not list(tmp_path.glob("run/checkpoint-*"))
+    assert "--init is told encoder_hidden_states beside the image" in told
+    assert "a text-conditional pipeline cannot be trained" in told
 
 
 def test_a_chain_that_diffusers_cannot_draw_is_refused_before_the_first_step(tiny, tmp_path):

@@ -3,16 +3,18 @@
 import os
 import shutil
 import warnings
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torchvision
 
 from percepta.discrepancies.lpips import lpips, unit_channels
 from percepta.evaluation.diversity import draw_pairs, lpips_diversity
 from percepta.spaces.lpips import CHANNELS, Lpips, Pooled, _heads
-from percepta.spaces.trunks import TRUNKS
+from percepta.spaces.trunks import TRUNKS, Trunk
 
 torch.set_num_threads(1)
 real = pytest.mark.skipif(not os.environ.get("PERCEPTA_WEIGHTS"), reason="PERCEPTA_WEIGHTS names no folder of real weights")
@@ -70,6 +72,25 @@ def test_gradients_are_finite_at_equal_images_and_at_dead_places(alex):
     assert (x.grad != 0).any() and x.grad.isfinite().all()
 
 
+def test_16_bits_change_little(alex):
+    """Random weights are the same in every network: they come from a seed of their own."""
+    x, y = images(3), images(3, seed=1)
+    rounded = Lpips("alex", weights="random", precision="bf16")
+    assert [f.dtype for f in rounded(x)] == [torch.bfloat16] * 5
+    found, exact = rounded.distance(x, y), alex.distance(x, y)
+    assert found.dtype == torch.float32 and not torch.equal(found, exact)
+    torch.testing.assert_close(found, exact, rtol=0.03, atol=0)
+    for option in ({"precision": "fp16"}, {"pooling": "mean"}):
+        with pytest.raises(ValueError, match="fp32 or bf16|max, average, l2"):
+            Lpips("alex", weights="random", **option)
+
+
+def test_a_tap_is_left_as_it_is_by_the_layers_after_it():
+    before, after = Trunk("alex", taps=(0, 1), weights="random")(images(1))
+    assert (before < 0).any()
+    assert torch.equal(before.relu(), after)
+
+
 @pytest.mark.parametrize("trunk", CHANNELS)
 def test_pooled_trunks_have_the_width_they_say(trunk):
     space = Pooled(trunk, weights="random")
@@ -117,28 +138,48 @@ def test_diversity_is_the_mean_over_pairs_at_any_batch(alex):
         lpips_diversity(lambda indices: [stored[i, : 32 + i] for i in indices], 6, space=alex)
 
 
-def agrees(ours, trunk):
-    """The published package with our trunk's weights and its own heads."""
-    package = pytest.importorskip("lpips")
+class Bare:
+    """torchvision's network without its classifier, and without the seconds that its first weights take."""
+
+    def __init__(self, builder, **options):
+        with torch.device("meta"):
+            self.features = builder(weights=None).features
+        self.features.to_empty(device="cpu")
+
+
+def agrees(ours, trunk, monkeypatch):
+    """The published package and torchmetrics with our trunk's weights and their own heads."""
+    for builder in ("alexnet", "squeezenet1_1", "vgg16"):
+        monkeypatch.setattr(torchvision.models, builder, partial(Bare, getattr(torchvision.models, builder)))
+    package, metrics = pytest.importorskip("lpips"), pytest.importorskip("torchmetrics.functional.image.lpips")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it asks torchvision in an old way
-        peer = package.LPIPS(net=trunk.removesuffix("16"), pnet_rand=True, verbose=False)
-    for name, part in peer.net.named_children():
-        for index, module in part.named_children() if name.startswith("slice") else ():
-            module.load_state_dict(ours.trunk.layers[int(index)].state_dict())
-    for layer, head in enumerate(ours.calibration):
-        assert torch.equal(peer.lins[layer].model[-1].weight.flatten(), head)
+        warnings.simplefilter("ignore")  # they ask torchvision in an old way
+        peers = [package.LPIPS(net=trunk.removesuffix("16"), pnet_rand=True, verbose=False)]
+        peers.append(metrics._LPIPS(net=trunk.removesuffix("16"), pnet_rand=True))
     x, y = images(4, 64), images(4, 64, seed=1)
     y = 0.7 * x + 0.3 * y
-    with torch.no_grad():
-        torch.testing.assert_close(ours.distance(x, y), peer(x, y).flatten(), atol=1e-6, rtol=1e-5)
+    for peer in peers:
+        for name, part in peer.net.named_children():
+            slices = part.children() if name == "slices" else [part] if name.startswith("slice") else ()
+            for modules in slices:
+                for index, module in modules.named_children():
+                    module.load_state_dict(ours.trunk.layers[int(index)].state_dict())
+        for layer, head in enumerate(ours.calibration):
+            assert torch.equal(peer.lins[layer].model[-1].weight.flatten(), head)
+        found, truth = [], []
+        for out, distance in ((found, ours.distance), (truth, peer)):
+            fake = x.clone().requires_grad_()
+            value = distance(fake, y).flatten()
+            out += [value.detach(), *torch.autograd.grad(value.sum(), fake)]
+        torch.testing.assert_close(found[0], truth[0], atol=1e-6, rtol=1e-5)
+        assert float((found[1] - truth[1]).norm() / truth[1].norm()) < 1e-2  # a sum in another order may turn a ReLU or a maximum
 
 
 @real
 @pytest.mark.reference
 @pytest.mark.parametrize("trunk", ["alex", "squeeze"])
-def test_the_published_package_gives_the_same_distance(trunk):
-    agrees(Lpips(trunk), trunk)
+def test_the_published_package_gives_the_same_distance(trunk, monkeypatch):
+    agrees(Lpips(trunk), trunk, monkeypatch)
 
 
 @pytest.mark.reference
@@ -149,7 +190,7 @@ def test_the_published_heads_of_vgg_are_read(monkeypatch, tmp_path):
     monkeypatch.setenv("PERCEPTA_WEIGHTS", str(tmp_path))
     ours = Lpips("vgg16", weights="random")
     ours.calibration = torch.nn.ParameterList(_heads("vgg16")).requires_grad_(False)
-    agrees(ours, "vgg16")
+    agrees(ours, "vgg16", monkeypatch)
 
 
 @real

@@ -1,8 +1,10 @@
 """Jobs: each once, none before what it needs, so many at a time, and what is left when one fails or all are stopped."""
 
 import json
+import os
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -156,6 +158,83 @@ def test_changed_images_under_the_same_name_are_refused(tmp_path):
     Image.new("RGB", (8, 8), (200, 0, 0)).save(images / "2.png")
     with pytest.raises(ValueError, match="fingerprint"):
         Store(tmp_path / "studies").open(at)
+
+
+def opened(root, at):
+    """The folder is taken and given back."""
+    made = Store(root)
+    made.open(at)
+    made.close()
+    return json.loads((root / "studies.json").read_text())
+
+
+def test_changed_weights_under_the_same_name_are_refused(tmp_path):
+    """As content: the new file has the old one's name, size and time. What a run left beside its model is none of it."""
+    run, root = tmp_path / "run", tmp_path / "studies"
+    (run / "model" / "unet").mkdir(parents=True)
+    (run / "model" / "model_index.json").write_text("{}")
+    weights, at = run / "model" / "unet" / "diffusion_pytorch_model.safetensors", replace(AT, init=str(run))
+    weights.write_bytes(b"old")
+    opened(root, at)
+    (run / "metrics.jsonl").write_text("{}")
+    (run / "report.json").write_text("{}")
+    (run / "model" / "README.md").write_text("read me")
+    opened(root, at)
+    time_of = weights.stat()
+    weights.write_bytes(b"new")
+    os.utime(weights, ns=(time_of.st_atime_ns, time_of.st_mtime_ns))
+    with pytest.raises(ValueError, match="weights behind --init with the sha256 .* .now .*: go on as they were begun"):
+        opened(root, at)
+    weights.write_bytes(b"old")
+    opened(root, at)
+    (run / "model" / "model_index.json").write_text('{"_class_name": "DDPMPipeline"}')
+    with pytest.raises(ValueError, match="weights behind --init"):
+        opened(root, at)
+    with pytest.raises(ValueError, match="there are no weights"):
+        opened(tmp_path / "other", replace(AT, init=str(tmp_path / "nowhere")))
+
+
+def test_the_scheduler_beside_a_bare_model_belongs_to_it(tmp_path):
+    at = replace(AT, init=str(tmp_path / "unet"))
+    for folder, name in (("unet", "config.json"), ("scheduler", "scheduler_config.json")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / name).write_text("{}")
+    opened(tmp_path / "studies", at)
+    (tmp_path / "scheduler" / "scheduler_config.json").write_text('{"prediction_type": "sample"}')
+    with pytest.raises(ValueError, match="weights behind --init"):
+        opened(tmp_path / "studies", at)
+
+
+def test_changed_held_out_images_are_refused_and_others_may_be_added(tmp_path):
+    from PIL import Image
+
+    root = tmp_path / "studies"
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        for k in range(3):
+            Image.new("RGB", (8, 8), (k, 0, 0)).save(tmp_path / folder / f"{k}.png")
+    opened(root, AT)
+    one, two = (replace(AT, held_out=str(tmp_path / folder)) for folder in ("one", "two"))
+    opened(root, one)
+    known = opened(root, two)["held_out"]
+    assert set(known) == {one.held_out, two.held_out}
+    Image.new("RGB", (8, 8), (200, 0, 0)).save(tmp_path / "one" / "2.png")
+    with pytest.raises(ValueError, match="--held-out .*one with the fingerprint"):
+        opened(root, one)
+    assert opened(root, two)["held_out"] == known
+
+
+def test_a_folder_that_is_older_than_what_is_kept_goes_on(tmp_path):
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet" / "config.json").write_text("{}")
+    at, root = replace(AT, init=str(tmp_path / "unet"), held_out="shapes:length=5"), tmp_path / "studies"
+    now = opened(root, at)
+    old = {key: value for key, value in now.items() if key not in ("weights", "held_out")}
+    (root / "studies.json").write_text(json.dumps(old))
+    assert opened(root, at) == now
+    (root / "studies.json").write_text(json.dumps({key: value for key, value in now.items() if key != "fingerprint"}))
+    with pytest.raises(ValueError, match="fingerprint"):
+        opened(root, at)
 
 
 def test_a_job_is_its_command_and_what_that_reads():

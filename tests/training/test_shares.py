@@ -8,14 +8,19 @@ from duel import Duel
 from processes import FLAGS, HERE, digest, free_port, lines
 from torch import nn
 
+from percepta.discrepancies.mmd import Linear
 from percepta.estimate import Batch, Estimate
-from percepta.objectives import AbstractPerSample, Term
+from percepta.interop import load_pipeline
+from percepta.objectives import AbstractPerSample, Mmd, Term
 from percepta.objectives.reconstruction import L1
 from percepta.objectives.term import per_sample
 from percepta.recipes import recipes
+from percepta.recipes.mmd import TrainMmd
 from percepta.rng import Rng
+from percepta.spaces import Pixels
 from percepta.training.job import train
-from percepta.training.method import Method
+from percepta.training.method import Method, Turn
+from percepta.training.recipe import Context
 from percepta.training.settings import Settings
 from percepta.training.shares import Shares, due, shares_every
 from percepta.training.state import make_state
@@ -148,16 +153,86 @@ def test_a_single_term_is_not_measured(tiny, tmp_path):
     assert not any(k.startswith("share/") for line in lines(run) for k in line)
 
 
-def test_two_ranks_measure_what_one_process_does(zygote, tiny, tmp_path):
+def mmd_of(tiny, way):
+    """A rollout with two terms of its own and one beside it."""
+    recipe = TrainMmd(space="pixels", sampler_steps=2, denoising_weight=0.5, backprop=way)
+    method = recipe.build(Context(3, 8, init=load_pipeline(tiny.pipeline).denoiser, micro_batch=2))
+    return replace(method, terms=[*method.terms, Term("linear", Mmd(Pixels(), Linear(), chunk=2), 0.3)], players={})
+
+
+def test_a_replay_measures_what_the_whole_graph_does_and_changes_no_bit(dropping):
+    batch, found = Batch(torch.rand(5, 3, 8, 8, generator=torch.Generator().manual_seed(1)) * 2 - 1), {}
+    for name, way, shares in (("full", "full", Shares()), ("replay", "replay", Shares()), ("none", "replay", None)):
+        method, config = mmd_of(dropping, way), Settings(batch=5, steps=9)
+        method.model.train()
+        state = make_state(method, config, CPU)
+        report = take_step(method, state, config, batch, Rng(0, tuple(range(5))), shares=shares)
+        found[name] = report, [p.detach().clone() for p in method.model.parameters()]
+    assert found["replay"][0].shares == pytest.approx(found["full"][0].shares, rel=1e-4)
+    assert set(found["replay"][0].shares) == {"mmd", "linear", "denoising"}
+    assert min(found["replay"][0].shares.values()) > 0.001
+    assert sum(found["replay"][0].shares.values()) == pytest.approx(1)
+    assert (found["none"][0].shares, found["none"][0].norms) == ({}, found["replay"][0].norms)
+    assert all(torch.equal(a, b) for a, b in zip(found["none"][1], found["replay"][1], strict=True))
+
+
+def test_a_term_alone_leaves_the_gradients_that_are_there(tiny):
+    """Those of the micro-batches before it."""
+    method = mmd_of(tiny, "replay")
+    params = list(method.model.parameters())
+    (turn,) = method.step(Batch(torch.zeros(4, 3, 8, 8)), Rng(0, tuple(range(4))))
+    assert turn.alone is not None
+    found = []
+    for before in (None, 1.0):
+        for p in params:
+            p.grad = None if before is None else torch.full_like(p, before)
+        found.append([turn.alone(name, 1.0, params) for name in ("mmd", "denoising")])
+        assert all(p.grad is None if before is None else bool((p.grad == before).all()) for p in params)
+    for a, b in zip(*found, strict=True):
+        assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True) if x is not None)
+
+
+def test_a_replay_measures_where_it_is_asked_to(tiny, tmp_path):
+    recipe = TrainMmd(space="pixels", sampler_steps=2, denoising_weight=0.5)
+    for every in (2, None):
+        given = settings(tiny, tmp_path / f"{every}", network=None, init=tiny.pipeline, steps=2, shares_every=every, log_every=1)
+        shares = [{k for k in line if k.startswith("share/")} for line in lines(train(recipe, given, quiet=True).folder)]
+        assert shares == [set(), {"share/mmd", "share/denoising"} if every else set()]
+    config = Settings(log_every=7)
+    assert [shares_every(config, mmd_of(tiny, way), CPU) for way in ("replay", "auto", "checkpoint", "full")] == [0, 0, 70, 70]
+    assert shares_every(replace(config, shares_every=3), mmd_of(tiny, "replay"), CPU) == 3
+
+
+class Nameless(Method):
+    """Its turn does not say which terms it sums."""
+
+    def step(self, batch, rng):
+        loss = sum(term(self.estimate(batch, rng)) for term in self.terms)
+        yield Turn("model", loss, {"loss": loss.detach()})
+
+
+def test_terms_that_nobody_names_are_told_to_who_asked():
+    plain = small()
+    method = Nameless(plain.model, plain.estimate, plain.terms, plain.product)
+    assert step_of(method, None, Shares()).shares == {}
+    with pytest.raises(ValueError, match="--shares-every was asked for, but this method's turns do not name their terms"):
+        step_of(method, None, Shares(asked=True))
+
+
+@pytest.mark.parametrize("name", ["duel", "mmd"])
+def test_two_ranks_measure_what_one_process_does(zygote, tiny, tmp_path, name):
+    start = {"network": tiny.network} if name == "duel" else {"network": None, "init": tiny.pipeline}
     code = f"""
     import os, sys
     sys.path.insert(0, {str(HERE)!r})
     from duel import Duel
+    from percepta.recipes.mmd import TrainMmd
     from percepta.training.job import train
     from percepta.training.settings import Settings
     from pathlib import Path
-    given = {dict(FLAGS, network=tiny.network, steps=2, batch=5, shares_every=1, clip=None)!r}
-    train(Duel(dropout=0.0), Settings(**given, out=Path(os.environ["RUN"])), quiet=True)
+    given = {dict(FLAGS, **start, steps=2, batch=5, shares_every=1, clip=None)!r}
+    made = Duel(dropout=0.0) if {name!r} == "duel" else TrainMmd(space="pixels", sampler_steps=2, denoising_weight=0.5)
+    train(made, Settings(**given, out=Path(os.environ["RUN"])), quiet=True)
     """
     runs = []
     for size in (1, 2):
@@ -165,6 +240,7 @@ def test_two_ranks_measure_what_one_process_does(zygote, tiny, tmp_path):
         env = {"RUN": str(runs[-1])}
         for process in [zygote.start(code, **env)] if size == 1 else zygote.ranks(2, code, free_port(), **env):
             assert process.wait(100) == 0, process.err.read_text()
-    one, two = ([line["share/fooled"] for line in lines(run)] for run in runs)
+    key = "share/fooled" if name == "duel" else "share/mmd"
+    one, two = ([line[key] for line in lines(run)] for run in runs)
     assert one == pytest.approx(two, rel=1e-3)
     assert len(one) == 2

@@ -25,7 +25,7 @@ def fake(tmp_path, monkeypatch):
 
 
 def test_the_table_is_whole():
-    assert len(TABLE) == len(BY_NAME) == len({row.file for row in TABLE}) == 18
+    assert len(TABLE) == len(BY_NAME) == len({row.file for row in TABLE}) == 21
     for row in TABLE:
         assert row.url.startswith("https://")
         assert len(row.sha256) in (0, 8, 64)  # 0: not published
@@ -39,7 +39,8 @@ def test_torchvision_agrees():
     from torchvision import models
 
     for name, weights in {"vgg16": models.VGG16_Weights, "vgg19": models.VGG19_Weights, "alexnet": models.AlexNet_Weights,
-                          "resnet50": models.ResNet50_Weights}.items():  # fmt: skip
+                          "resnet50": models.ResNet50_Weights, "swin_t": models.Swin_T_Weights,
+                          "convnext_tiny": models.ConvNeXt_Tiny_Weights}.items():  # fmt: skip
         assert known_weights(name).url == weights.IMAGENET1K_V1.url
 
 

@@ -7,6 +7,7 @@ own threads, gets signals, and exits with its own code. Linux only: elsewhere a 
     {"poll": PID}                   ->  its exit code (negative: a signal), or null while it runs
 """
 
+import importlib
 import json
 import os
 import signal
@@ -110,8 +111,6 @@ def become(words: Sequence[str], env: Mapping[str, str], out: str, log: str) -> 
     """In the fork: `percepta WORDS`, and the end."""
     import torch
 
-    from percepta.cli import main
-
     code = 1
     try:
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -122,7 +121,7 @@ def become(words: Sequence[str], env: Mapping[str, str], out: str, log: str) -> 
         os.environ.update(env)
         torch.set_num_threads(int(env["OMP_NUM_THREADS"]))
         sys.argv = ["percepta", *words]
-        code = main(list(words))
+        code = importlib.import_module("percepta.cli").main(list(words))  # the program that jobs are, not a part of this room
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except BaseException:
@@ -155,14 +154,10 @@ def serve() -> None:
 
 def load() -> None:
     """All that jobs import; nothing is computed, so that no thread is there to be lost in a fork."""
-    import importlib
-
-    for name in ("cli.train", "cli.sample", "cli.evaluate", "cli.report", "evaluation.evaluate", "interop.load", "recipes",
+    for name in ("cli.train", "cli.sample", "cli.evaluate", "cli.report", "evaluation.evaluate", "interop.load",
                  "reports", "sampling", "training.job", "training.evaluating"):  # fmt: skip
         importlib.import_module(f"percepta.{name}")
-    from percepta.recipes import recipes
-
-    recipes()
+    importlib.import_module("percepta.recipes").recipes()  # the rooms above this one belong to the jobs
     from diffusers import UNet2DModel  # noqa: F401  # diffusers loads it when it is asked for
 
 

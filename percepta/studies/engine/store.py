@@ -1,6 +1,6 @@
 """Where the jobs of all studies of a folder lie. A job is done when its small JSON is there, and not before.
 
-    DIR/studies.json                 scale, data, start, version: what everything in the folder has in common
+    DIR/studies.json                 scale, data, start, version: what everything in the folder has in common, by content
     DIR/work/train-mmd-1f0c.../      what the command left (its --out)
     DIR/work/train-mmd-1f0c....json  the command, its seconds, and what it printed as JSON: it is done
     DIR/work/train-mmd-1f0c....log   what it told
@@ -10,8 +10,10 @@ Jobs are known by their command and those of their inputs, so that studies share
 """
 
 import fcntl
+import hashlib
 import json
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,7 +23,12 @@ from percepta.studies.engine.study import OUT, At, Job
 from percepta.training.folder import write_json
 
 IDENTITY = "studies.json"
-SPOKEN = {"percepta": "Percepta", "fingerprint": "images with the fingerprint"}  # the rest are flags
+SPOKEN = {  # the rest are flags
+    "percepta": "Percepta",
+    "fingerprint": "images with the fingerprint",
+    "weights": "weights behind --init with the sha256",
+}
+HELD = "held_out"  # the fingerprints of all --held-out sets that were used here, by name: a study may add one
 
 
 class Store:
@@ -39,7 +46,7 @@ class Store:
             raise ValueError(f"{self.root} is not empty and holds no studies: give another --out")
         now = identity(at)
         if (self.root / IDENTITY).is_file():
-            check_identity(self.root, now)
+            now = check_identity(self.root, now)
         self.work.mkdir(parents=True, exist_ok=True)
         self._lock = (self.root / ".lock").open("w")
         try:
@@ -49,8 +56,7 @@ class Store:
             raise ValueError(
                 f"another study is at work in {self.root}: wait for it, or give another --out (it then shares nothing)"
             ) from error
-        if not (self.root / IDENTITY).is_file():
-            write_json(self.root / IDENTITY, now)
+        write_json(self.root / IDENTITY, now)
 
     def close(self) -> None:
         if self._lock is not None:
@@ -106,14 +112,37 @@ class Store:
 
 
 def identity(at: At) -> dict[str, Any]:
-    """What all work in a folder has in common: the data by its content, so that changed images are not taken for the old ones."""
+    """What all work in a folder has in common: images and weights by their content, so that changed ones are not taken for the old ones."""
     return {
         "percepta": __version__, "scale": at.scale, "data": at.data, "size": at.size, "init": at.init,
-        "fingerprint": open_source(at.data, at.size).fingerprint,
+        "fingerprint": open_source(at.data, at.size).fingerprint, "weights": at.init and weights_behind(Path(at.init)),
+        HELD: {at.held_out: open_source(at.held_out, at.size).fingerprint} if at.held_out else {},
     }  # fmt: skip
 
 
-def check_identity(root: Path, now: dict[str, Any]) -> None:
+def weights_behind(init: Path) -> str:
+    """sha256 of what --init gives to a training: weights and configurations, names and bytes. A run's log and checkpoints are none of it."""
+    parts, total = sorted(_parts(init)), hashlib.sha256()
+    if not parts:
+        raise ValueError(f"--init {init}: there are no weights")
+    for name, file in parts:
+        with file.open("rb") as opened:
+            total.update(f"{name}\t{hashlib.file_digest(opened, 'sha256').hexdigest()}\n".encode())
+    return total.hexdigest()
+
+
+def _parts(init: Path) -> Iterator[tuple[str, Path]]:
+    folder = init / "model" if (init / "model" / "model_index.json").is_file() else init
+    for file in folder.rglob("*"):
+        if file.is_file() and file.suffix in (".json", ".safetensors", ".bin"):
+            yield str(file.relative_to(folder)), file
+    if not (folder / "model_index.json").is_file():  # a bare model: its scheduler may lie beside it
+        places = (folder.parent / "scheduler" / "scheduler_config.json", folder.parent / "scheduler_config.json")
+        yield from (("beside", file) for file in places if file.is_file())
+
+
+def check_identity(root: Path, now: dict[str, Any]) -> dict[str, Any]:
+    """The identity of the folder from now on; ValueError where it was begun with something else."""
     try:
         was = json.loads((root / IDENTITY).read_text())
     except ValueError as error:
@@ -121,10 +150,17 @@ def check_identity(root: Path, now: dict[str, Any]) -> None:
     changed = [
         f"{SPOKEN.get(key, f'--{key}')} {_short(was.get(key))} (now {_short(value)})"
         for key, value in now.items()
-        if was.get(key) != value
+        if key != HELD and was.get(key) != value and (key in was or key != "weights")  # a folder may be older than that it is kept
+    ]
+    held = was.get(HELD, {})
+    changed += [
+        f"--held-out {name} with the fingerprint {_short(held[name])} (now {_short(value)})"
+        for name, value in now[HELD].items()
+        if held.get(name, value) != value
     ]
     if changed:
         raise ValueError(f"{root} holds studies with {', '.join(changed)}: go on as they were begun, or give another --out")
+    return {**now, HELD: held | now[HELD]}
 
 
 def _short(value: Any) -> str:
