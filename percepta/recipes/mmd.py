@@ -25,6 +25,7 @@ from percepta.rollout import Rollout
 from percepta.samplers import Drawn, grid, solver
 from percepta.spaces.extractor import split_name
 from percepta.spaces.opening import open_space, weighted
+from percepta.spaces.space import enlarging
 from percepta.training.method import Beside, Method
 from percepta.training.product import Sampled, exportable
 from percepta.training.recipe import Context, Recipe
@@ -131,7 +132,7 @@ class TrainMmd(Recipe):
         wanted = weighted(self.space)
         for name, weight in wanted.items():
             domain = context.domain() if split_name(name)[0] == "domain" and context.domain is not None else None
-            objective = Mmd(open_space(name, domain), chunk=micro, clamp=self.clamp)
+            objective = Mmd(enlarging(open_space(name, domain), context.size), chunk=micro, clamp=self.clamp)
             objective.kernel = kernel_named(self.kernel, self.bandwidth, partial(examples, objective, context))
             yield Term("mmd" if len(wanted) == 1 else f"mmd/{name}", objective, weight)
 

@@ -32,8 +32,9 @@ class MetricSpace:
 
 
 def _lpips(trunk: str, pooling: str, about: str) -> MetricSpace:
-    files = TRUNKS[trunk].weights, (HEADS[trunk],)
-    return MetricSpace(about, lambda weights: Lpips(trunk, weights, pooling=pooling), tuple(dict.fromkeys(files)))
+    heads = HEADS[trunk]
+    files = ((heads,),) if heads in TRUNKS[trunk].weights else (TRUNKS[trunk].weights, (heads,))  # one file may hold both
+    return MetricSpace(about, lambda weights: Lpips(trunk, weights, pooling=pooling), files)
 
 
 def _stages(name: str, about: str) -> MetricSpace:

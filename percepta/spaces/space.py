@@ -108,6 +108,12 @@ class Resized(Space):
         return self.space.between(x, y)
 
 
+def enlarging(space: Space, size: int) -> Space:
+    """The space, or, where images of this side are too small for it, the same on images enlarged by the least whole factor."""
+    factor = -(-space.reads.min_size // size)
+    return space if factor <= 1 else Resized(space, factor * size)
+
+
 def resized(x: Float[Tensor, "b c h w"], size: int) -> Float[Tensor, "b c s s"]:
     """Bilinear to size x size, without antialiasing, as the perceptual losses of the papers do it."""
     if x.shape[-2:] == (size, size):

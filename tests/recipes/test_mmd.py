@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,8 @@ from percepta.path import LinearBeta
 from percepta.recipes.mmd import PRESETS, TrainMmd
 from percepta.rng import rng_for
 from percepta.samplers.interpolation import images_of_noise
+from percepta.spaces.opening import open_space
+from percepta.spaces.space import enlarging
 from percepta.training.job import train
 from percepta.training.recipe import Context
 from percepta.training.reopen import export_run
@@ -44,6 +47,18 @@ def test_mmd_brings_samples_of_few_steps_to_the_data(tiny, tmp_path):
     given = settings(tiny, tmp_path / "run", steps=30, batch=16, micro_batch=8, log_every=5, checkpoint_every=30, lr=1e-2)
     found = lines(train(made(), given, quiet=True).folder)
     assert found[-1]["mmd"] < 0.75 * found[0]["mmd"], [line["mmd"] for line in found]
+
+
+def test_images_too_small_for_a_space_are_enlarged(tiny, tmp_path, monkeypatch):
+    """AlexNet needs 31 pixels; images of 8 are read at 32, and records name the space as ever."""
+    opened = partial(open_space, weights="random")
+    monkeypatch.setattr("percepta.recipes.mmd.open_space", opened)
+    outcome = train(made(space="alex,pixels"), settings(tiny, tmp_path / "run", steps=1), quiet=True)
+    assert lines(outcome.folder)[-1]["mmd/alex"] != 0
+    assert (
+        enlarging(opened("alex"), 8).size == 32
+        and enlarging(opened("alex"), 31).name == enlarging(opened("alex"), 8).name == "alex"
+    )
 
 
 def test_the_chain_of_mmd_is_that_of_its_previews_and_its_export(tiny, tmp_path):
