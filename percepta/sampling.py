@@ -18,7 +18,7 @@ from percepta.evaluation.contamination import CARD, trained_against
 from percepta.formulation import EDM, FLOW, Formulation
 from percepta.images import grid, save_png, to_uint8
 from percepta.interop import Pipeline, load_pipeline
-from percepta.networks import Autoencoder, Network
+from percepta.networks import Autoencoder, Network, cost_of
 from percepta.path import Cosine, LinearBeta
 from percepta.rng import rng_for
 from percepta.samplers import Drawn, sample_images, usual_clip
@@ -105,10 +105,11 @@ class Drawing:
         return how
 
     def protocol(self) -> dict[str, Any]:
-        """All that decides the images. Batch size and device do not."""
-        job = self.job
+        """All that decides the images, and what the network costs. Batch size and device decide nothing."""
+        job, cost = self.job, cost_of(self.denoiser, self.shape)
         return {
-            "source": str(job.source), "weights": weights_hash(self.denoiser), **asdict(self.how), "classes": list(job.classes),
+            "source": str(job.source), "weights": weights_hash(self.denoiser), "parameters": cost.parameters,
+            "gflops": round(cost.gflops, 6), **asdict(self.how), "classes": list(job.classes),
             "seed": job.seed, "num": job.num, "mixed_precision": job.mixed_precision, "percepta": __version__,
         }  # fmt: skip
 

@@ -10,10 +10,10 @@ the data, and judged in that of the seed JUDGE, which it was not trained against
 from dataclasses import dataclass
 
 from percepta.spaces.extractor import split_name, weights_behind
+from percepta.studies._common import JUDGE, budget, encoder, judged, samples
 from percepta.studies.engine.study import OUT, At, Column, Images, Impossible, Job, Reading
 from percepta.weights import has_weights
 
-JUDGE = 1000  # no run is finetuned with this seed, so this domain encoder was trained against by none
 STEPS = (5, 10, 15, 20)
 DDIM = "--solver ddim --spacing leading"  # the chain of the paper; spelt out, so that equal work has equal commands
 FEWER = (5, 10, 20)  # the columns of tables 7 to 9
@@ -53,8 +53,6 @@ PAPER = Sizes(
     spaces=("inception-2048", "clip"),
 )
 SIZES = {"pocket": POCKET, "paper": PAPER}
-SHAPES = "shapes:labels=shape,length=4000"  # the set of `make demo`: an encoder that is there is found
-DATA = {"pocket": (SHAPES, f"{SHAPES},seed=1"), "paper": None}
 
 
 def base(at: At) -> Images:
@@ -72,22 +70,6 @@ def finetuned(at: At, steps: int, seed: int, space: str, kernel: str = "cubic", 
     flags = ("--sampler-steps", str(steps), *chain.split(), "--space", space, "--kernel", kernel)
     after = (encoder(at, at.sizes.beside.format(seed=seed)),) if space == "domain" else ()
     return Job((*words, *flags, "--seed", str(seed), "--sample-every", "0", "--out", OUT), after)
-
-
-def samples(at: At, model: Images, seed: int, flags: str = "") -> Job:
-    return Job(("sample", model, "--num", str(at.sizes.num), *flags.split(), "--seed", str(seed), "--out", OUT))
-
-
-def judged(at: At, images: Images, flags: str) -> Job:
-    """`percepta evaluate` against the data; sets that are given by name are cut to the same number of images."""
-    after = (encoder(at, flags),) if "--space domain" in flags and isinstance(images, Job) else ()
-    count = () if isinstance(images, Job) else ("--num", str(at.sizes.num))
-    return Job(("evaluate", images, at.data, *count, "--size", str(at.size), *flags.split(), "--json"), after)
-
-
-def encoder(at: At, flags: str) -> Job:
-    """Judges real images first, which trains the `domain` encoder once: jobs that run side by side then all find it."""
-    return judged(at, at.held_out or at.data, flags)
 
 
 def need(space: str) -> None:
@@ -123,13 +105,6 @@ class Tuned:
         return samples(at, model, seed)
 
 
-def real(at: At, column: Column, seed: int) -> str:
-    """Images of the same kind that no model has seen: what a perfect model of so many samples would get."""
-    if at.held_out is None:
-        raise Impossible("no held-out images were given (--held-out)")
-    return at.held_out
-
-
 def judge(at: At, images: Images, column: Column, seed: int) -> Reading:
     return Reading(judged(at, images, at.sizes.judge), column.place)
 
@@ -142,17 +117,11 @@ def facts(at: At) -> list[tuple[str, str]]:
     """The budget, as a reader compares it."""
     sizes: Sizes = at.sizes
     pretrained = (
-        f"{at.init}, as it was given" if at.init else f"once for all rows, {_images(sizes.pretrain)}: train ddpm {sizes.pretrain}"
+        f"{at.init}, as it was given" if at.init else f"once for all rows, {budget(sizes.pretrain)}: train ddpm {sizes.pretrain}"
     )
     return [
         ("Data", f"{at.data}, {at.size} px"),
         ("Pretrained model", pretrained),
-        ("Each finetuning", f"{_images(sizes.finetune)}: train mmd {sizes.finetune}"),
+        ("Each finetuning", f"{budget(sizes.finetune)}: train mmd {sizes.finetune}"),
         ("Judged", f"{sizes.num:,} samples: evaluate {sizes.judge}"),
     ]
-
-
-def _images(flags: str) -> str:
-    words = flags.split()
-    steps, batch = (int(words[words.index(flag) + 1]) for flag in ("--steps", "--batch"))
-    return f"{steps:,} steps of {batch} images, {steps * batch:,} in all"

@@ -1,6 +1,7 @@
 """MMD-DDM, figure 4: the nearest training images of samples, before and after finetuning. Does the gain come from copying?"""
 
-from percepta.studies._mmd import DATA, JUDGE, SIZES, base, encoder, facts, finetuned, samples
+from percepta.studies._common import DATA, JUDGE, encoder, samples
+from percepta.studies._mmd import SIZES, base, facts, finetuned
 from percepta.studies.engine.study import OUT, At, Column, Figure, Images, Impossible, Job, Reading, Row, Study
 
 STEPS = 5

@@ -1,6 +1,7 @@
 """MMD-DDM, figure 5: from one sample to another over the sphere of their noises (equation 8), 11 points, DDIM in 5 steps."""
 
-from percepta.studies._mmd import DATA, SIZES, base, facts, finetuned, judge
+from percepta.studies._common import DATA
+from percepta.studies._mmd import SIZES, base, facts, finetuned, judge
 from percepta.studies.engine.study import OUT, At, Figure, Images, Impossible, Job, Study
 
 WALKS, STEPS = 6, 5

@@ -1,6 +1,7 @@
 """MMD-DDM, table 1: quality by method and number of sampling steps, on CIFAR-10. GENIE and the others below it are not built here."""
 
-from percepta.studies._mmd import CIFAR, DATA, SIZES, STEPS, Drawn, Tuned, facts, fid_columns, judge, real
+from percepta.studies._common import DATA, real
+from percepta.studies._mmd import CIFAR, SIZES, STEPS, Drawn, Tuned, facts, fid_columns, judge
 from percepta.studies.engine.study import Row, Study
 
 STUDY = Study(

@@ -1,6 +1,7 @@
 """MMD-DDM, table 5: is the gain real outside the space that was trained in? The same samples, judged in it and in another."""
 
-from percepta.studies._mmd import DATA, SIZES, Drawn, Tuned, facts, judged, real
+from percepta.studies._common import DATA, judged, real
+from percepta.studies._mmd import SIZES, Drawn, Tuned, facts
 from percepta.studies.engine.study import At, Column, Images, Reading, Row, Study
 
 TRAINED, OTHER = "Inception FID; pocket: in the encoder it was trained in", "CLIP-FD; pocket: in another encoder"

@@ -1,6 +1,7 @@
 """MMD-DDM, table 6: other metrics of the models of table 1: Inception Score, sFID, precision, recall."""
 
-from percepta.studies._mmd import DATA, SIZES, STEPS, Drawn, Tuned, facts, judged, need, real
+from percepta.studies._common import DATA, judged, real
+from percepta.studies._mmd import SIZES, STEPS, Drawn, Tuned, facts, need
 from percepta.studies.engine.study import At, Column, Images, Reading, Row, Study
 
 METRICS = (

@@ -1,6 +1,7 @@
 """MMD-DDM, table 8: where the K steps lie, at even distances or denser near the clean end (quadratic)."""
 
-from percepta.studies._mmd import CIFAR, DATA, FEWER, SIZES, Drawn, Tuned, facts, fid_columns, judge
+from percepta.studies._common import DATA
+from percepta.studies._mmd import CIFAR, FEWER, SIZES, Drawn, Tuned, facts, fid_columns, judge
 from percepta.studies.engine.study import Row, Study
 
 STUDY = Study(

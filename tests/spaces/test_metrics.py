@@ -49,7 +49,9 @@ def shaken(name: str) -> nn.Module:
         torch.manual_seed(1)
         network = getattr(torchvision.models, BACKBONES[name].builder)(weights=None).eval()
         for key, value in network.state_dict().items():
-            if key.endswith(("running_mean", "running_var", "layer_scale")):
+            if key.endswith("running_mean"):
+                value.uniform_(-0.3, 0.3)
+            elif key.endswith(("running_var", "layer_scale")):
                 value.uniform_(0.5, 1.5)
     return network
 
@@ -70,7 +72,8 @@ def test_the_published_file_gives_torchvisions_features(name, monkeypatch, tmp_p
     assert [(one.shape[1], one.shape[2]) for one in found] == SHAPES[name]
     for one, tap in zip(found, TAPS[name], strict=True):
         other = truth[tap].permute(0, 3, 1, 2) if name == "swin" else truth[tap]
-        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-3)
+        assert one.std((0, 2, 3)).median() > 0.1 * one.abs().median(), "nothing comes through"
+        torch.testing.assert_close(one, other, atol=1e-4 * float(other.abs().max()), rtol=1e-3)
 
 
 def test_another_networks_file_is_refused(monkeypatch, tmp_path):

@@ -14,22 +14,28 @@ from percepta.cli.train import read
 from percepta.evaluation.plan import check_metrics
 from percepta.recipes import recipes
 from percepta.spaces.extractor import split_name
-from percepta.studies import _mmd, mmd_table5, studies
+from percepta.studies import _casdm, _common, _mmd, mmd_table5, studies
 from percepta.studies.engine.plan import make_plan
+from percepta.studies.engine.running import Outcome
 from percepta.studies.engine.store import Store
-from percepta.studies.engine.study import Job
+from percepta.studies.engine.study import Job, Reading
+from percepta.studies.engine.table import value_of
 
 STUDIES = studies()
 SHAPE = {  # rows at pocket scale, at the paper's, columns
     "mmd-table1": (15, 15, 4), "mmd-table5": (3, 4, 4), "mmd-table6": (3, 4, 16), "mmd-table7": (4, 4, 3), "mmd-table8": (4, 4, 3),
     "mmd-table9": (5, 5, 3), "mmd-fig4": (2, 2, 4), "mmd-fig5": (0, 0, 0),
+    "casdm-table1": (9, 9, 5), "casdm-table2": (3, 3, 1), "casdm-table3": (7, 9, 2), "casdm-table4": (5, 5, 5), "casdm-table5": (3, 3, 2),
 }  # fmt: skip
+MMD = [name for name in SHAPE if name.startswith("mmd")]
+CASDM = [name for name in SHAPE if name.startswith("casdm")]
 
 
 @pytest.fixture(autouse=True)
 def all_weights(monkeypatch):
     """Plans as of a machine that has all weights, unless a test says otherwise."""
     monkeypatch.setattr(_mmd, "has_weights", lambda name: True)
+    monkeypatch.setattr(_casdm, "has_weights", lambda name: True)
 
 
 def plan_of(name, scale="pocket", seeds=2, **given):
@@ -57,7 +63,7 @@ def test_the_matrix_is_whole(name):
         computed = [
             cell
             for cell in plan.cells
-            if cell.row.make is not None and not (scale == "paper" and cell.why.startswith("no held-out"))
+            if cell.row.make is not None and not cell.why.startswith(("no held-out", "real images have no network"))
         ]
         assert all(1 <= len(cell.readings) <= 2 for cell in computed), [cell.why for cell in computed]
     for row in STUDIES[name].rows:
@@ -80,6 +86,13 @@ def test_the_matrix_is_whole(name):
         ("mmd-table7", "cubic", (5.48, 3.80, 3.55)),
         ("mmd-table8", "MMD-DDM, quadratic", (5.19, 3.80, 3.67)),
         ("mmd-table9", "MMD-DDM through DDPM", (6.65, 5.19, 4.48)),
+        ("casdm-table1", "DDPM, x0 + LPIPS", (9.34, 6.94, 8.83, None, None)),
+        ("casdm-table1", "Dual Diffusion + LPIPS", (5.65, 4.89, 8.76, None, None)),
+        ("casdm-table1", "Cas-DM + LPIPS", (6.40, 4.87, 8.69, None, None)),
+        ("casdm-table2", "Cas-DM, with LPIPS less without", (-0.40,)),
+        ("casdm-table3", "+ Swin-T", (6.98, 8.72)),
+        ("casdm-table4", "phi: Fix-Res CNN, LPIPS", (6.28, None, 8.67, None, None)),
+        ("casdm-table5", "Cas-DM + LPIPS", (13.75, 6.40)),
     ],
 )
 def test_numbers_as_printed(name, row, numbers):
@@ -143,7 +156,7 @@ def test_a_wrong_flag_would_be_seen():
 
 
 @pytest.mark.parametrize("scale", ["pocket", "paper"])
-@pytest.mark.parametrize("name", [name for name in SHAPE if name != "mmd-fig5"])
+@pytest.mark.parametrize("name", [name for name in MMD if name != "mmd-fig5"])
 def test_the_budget_is_the_same_for_all_rows(name, scale):
     tuned, bases = set(), set()
     for words in words_of(name, scale):
@@ -160,24 +173,24 @@ def test_the_budget_is_the_same_for_all_rows(name, scale):
 
 
 def test_studies_share_their_work():
-    base = {name: {job.key for job in plan_of(name).jobs if job.words[1] == "ddpm"} for name in SHAPE}
+    base = {name: {job.key for job in plan_of(name).jobs if job.words[1] == "ddpm"} for name in MMD}
     assert len(set.union(*base.values())) == 1
-    tuned = {name: {job.key for job in plan_of(name).jobs if job.words[:2] == ("train", "mmd")} for name in SHAPE}
+    tuned = {name: {job.key for job in plan_of(name).jobs if job.words[:2] == ("train", "mmd")} for name in MMD}
     assert tuned["mmd-table5"] < tuned["mmd-table1"] and tuned["mmd-table6"] < tuned["mmd-table1"]
     assert tuned["mmd-fig4"] < tuned["mmd-table5"] and tuned["mmd-fig5"] < tuned["mmd-table5"]
     for name in ("mmd-table7", "mmd-table8", "mmd-table9"):  # the cubic kernel, even distances, DDIM
         assert len(tuned[name] & tuned["mmd-table1"]) == 3 * 2
-    drawn = {name: {job.key for job in plan_of(name).jobs if job.words[0] == "sample"} for name in SHAPE}
+    drawn = {name: {job.key for job in plan_of(name).jobs if job.words[0] == "sample"} for name in MMD}
     assert drawn["mmd-table5"] < drawn["mmd-table1"] and drawn["mmd-table6"] < drawn["mmd-table1"]
 
 
 def test_no_model_is_judged_in_the_encoder_it_was_finetuned_in():
     for name in SHAPE:
         seeds = {words[words.index("--seed") + 1] for words in words_of(name) if words[:2] == ["train", "mmd"]}
-        assert str(_mmd.JUDGE) not in seeds
+        assert str(_common.JUDGE) not in seeds
     plan = plan_of("mmd-table5")
     spaces = {cell.column.group: {r.job.words[r.job.words.index("--seed") + 1] for r in cell.readings} for cell in plan.rows[1]}
-    assert spaces == {mmd_table5.TRAINED: {"0", "1"}, mmd_table5.OTHER: {str(_mmd.JUDGE)}}
+    assert spaces == {mmd_table5.TRAINED: {"0", "1"}, mmd_table5.OTHER: {str(_common.JUDGE)}}
 
 
 @pytest.mark.parametrize("name", ["mmd-table1", "mmd-table5", "mmd-table6", "mmd-fig4"])
@@ -236,3 +249,44 @@ def test_the_list_and_the_plan_on_the_command_line(capsys, tmp_path, monkeypatch
     lines = capsys.readouterr().out.splitlines()
     assert all(line.startswith("percepta ") for line in lines) and len(lines) >= 4
     assert not list(tmp_path.iterdir()), "a plan writes nothing"
+
+
+@pytest.mark.parametrize("scale", ["pocket", "paper"])
+def test_rows_of_casdm_have_one_budget_but_for_the_one_that_says_so(scale):
+    shared = ("--batch", "--lr", "--data", "--size", "--clip", "--conditional")
+    seen, lengths = set(), []
+    for name in CASDM:
+        for words in words_of(name, scale):
+            if words[0] == "train":
+                seen.add(tuple(words[words.index(flag) + 1] for flag in shared))
+                lengths.append((int(words[words.index("--steps") + 1]), words[1]))
+    usual = min(steps for steps, _ in lengths)
+    assert len(seen) == 1 and {(2 * usual, "ddpm")} == {pair for pair in lengths if pair[0] != usual}
+    assert sum(steps != usual for steps, _ in lengths) == 2  # one row, two seeds
+
+
+def test_table_2_is_a_difference_of_cells_of_table_1():
+    first = {cells[0].row.label: cells[0] for cells in plan_of("casdm-table1").rows}
+    for cells in plan_of("casdm-table2").rows:
+        method = cells[0].row.label.removesuffix(", with LPIPS less without")
+        for with_, without, found in zip(
+            first[f"{method} + LPIPS"].readings, first[method].readings, cells[0].readings, strict=True
+        ):
+            assert (found.job, found.less) == (with_.job, without)
+
+
+def test_a_difference_needs_both_sides(store):
+    plain, tuned = (Job(("evaluate", word, "--json")) for word in ("a", "b"))
+    outcome = Outcome({tuned.key: {"result": {"fid": {"value": 3.0, "space": "domain", "contaminated": False}}}})
+    reading = Reading(tuned, "fid", None, Reading(plain, "fid"))
+    assert value_of(reading, store, outcome) == "not done yet"
+    outcome.records[plain.key] = {"result": {"fid": {"value": 5.0, "space": "domain", "contaminated": True}}}
+    assert value_of(reading, store, outcome) == {"value": -2.0, "space": "domain", "contaminated": True}
+
+
+def test_casdm_without_weights_or_with_a_pipeline(monkeypatch):
+    monkeypatch.setattr(_casdm, "has_weights", lambda name: False)
+    missing = {cell.row.label for cell in plan_of("casdm-table3").cells if not cell.readings and cell.column.label == "FID"}
+    assert missing == {row.label for row in STUDIES["casdm-table3"].rows_at("pocket")} - {"Cas-DM", "+ an encoder of the data"}
+    given = plan_of("casdm-table1", init="./pipeline")
+    assert all("leave --init away" in cell.why for cell in given.cells if "real" not in cell.row.label)

@@ -36,7 +36,7 @@ class Plan:
     def jobs(self) -> list[Job]:
         """Each once, none before those that it needs; column by column, so that a study that is stopped can compare its rows in some."""
         by_column = (cell for column in zip(*self.rows, strict=True) for cell in column)
-        wanted = [reading.job for cell in by_column for reading in cell.readings]
+        wanted = [job for cell in by_column for reading in cell.readings for job in reading.jobs]
         wanted += [figure.job for figure in self.figures if figure.job is not None]
         return in_order(wanted)
 

@@ -53,11 +53,16 @@ class Job:
 
 @dataclass(frozen=True)
 class Reading:
-    """One value: `place` is its dotted path in what the job prints as JSON, or in `file` of its folder."""
+    """One value: `place` is its dotted path in what the job prints as JSON, or in `file` of its folder. With `less`, what it is more than that."""
 
     job: Job
     place: str
     file: str | None = None
+    less: "Reading | None" = None
+
+    @property
+    def jobs(self) -> tuple[Job, ...]:
+        return (self.job,) if self.less is None else (self.job, *self.less.jobs)
 
 
 class Impossible(ValueError):

@@ -55,7 +55,7 @@ def mark_best(cells: Sequence[dict[str, Any]], better: str) -> None:
 
 
 def _row(cells: Sequence[Cell], store: Store, outcome: Outcome, everyone: Mapping[str, Job]) -> dict[str, Any]:
-    jobs = in_order([reading.job for cell in cells for reading in cell.readings])
+    jobs = in_order([job for cell in cells for reading in cell.readings for job in reading.jobs])
     own = [job for job in jobs if job.key not in everyone]
     first = next((cell.readings[0].job for cell in cells if cell.readings), None)
     return {
@@ -77,12 +77,24 @@ def _cell(cell: Cell, store: Store, outcome: Outcome) -> dict[str, Any]:
     return {
         "mean": fmean(values) if values else None, "spread": stdev(values) if len(values) > 1 else None, "values": values,
         "space": ", ".join(dict.fromkeys(one["space"] for one in known)), "contaminated": any(one["contaminated"] for one in known),
-        "best": False, "paper": cell.paper, "why": why, "jobs": [reading.job.name for reading in cell.readings],
+        "best": False, "paper": cell.paper, "why": why, "jobs": [job.name for reading in cell.readings for job in reading.jobs],
     }  # fmt: skip
 
 
 def value_of(reading: Reading, store: Store, outcome: Outcome) -> dict[str, Any] | str:
     """{value, space, contaminated}, or the reason why there is none."""
+    found = _value(reading, store, outcome)
+    if reading.less is None or isinstance(found, str):
+        return found
+    other = value_of(reading.less, store, outcome)
+    if isinstance(other, str):
+        return other
+    return {
+        **found, "value": found["value"] - other["value"], "contaminated": found["contaminated"] or other["contaminated"],
+    }  # fmt: skip
+
+
+def _value(reading: Reading, store: Store, outcome: Outcome) -> dict[str, Any] | str:
     job = reading.job
     if job.key in outcome.failed:
         told = outcome.failed[job.key].splitlines()
@@ -112,7 +124,9 @@ def value_of(reading: Reading, store: Store, outcome: Outcome) -> dict[str, Any]
 
 def _shared(plan: Plan) -> dict[str, Job]:
     """Jobs behind every row that is computed: the pretrained model."""
-    chains = [{job.key: job for job in in_order([r.job for cell in cells for r in cell.readings])} for cells in plan.rows]
+    chains = [
+        {job.key: job for job in in_order([job for cell in cells for r in cell.readings for job in r.jobs])} for cells in plan.rows
+    ]
     chains = [chain for chain in chains if chain]
     return {key: job for key, job in (chains[0] if chains else {}).items() if all(key in chain for chain in chains)}
 
