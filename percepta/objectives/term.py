@@ -53,6 +53,7 @@ class TrainsCritic(ABC):
 class Term:
     """`weight` maps an estimate to one number per sample, `keep` to the mask of the samples that are judged at all.
 
+    `share` is the part of the gradient's norm that the term is wanted to have: its weight then follows, where a method is trained by the loop.
     With `every` n a method judges by it in each n-th step alone, and it counts n times there: the same on average, for less work.
     """
 
@@ -62,8 +63,11 @@ class Term:
     weight: Callable[[Estimate], Float[Tensor, "b"]] | None = None
     keep: Callable[[Estimate], Bool[Tensor, "b"]] | None = None
     every: int = 1
+    share: float | None = None
 
     def __post_init__(self) -> None:
+        if self.share is not None and not 0 < self.share < 1:
+            raise ValueError(f"term {self.name!r}: a share of the gradient lies between 0 and 1, got {self.share:g}")
         if self.every < 1:
             raise ValueError(f"term {self.name!r}: every counts steps, 1 or more, got {self.every}")
         if isinstance(self.objective, AbstractPerBatch) and self.weight is not None:

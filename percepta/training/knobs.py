@@ -21,6 +21,9 @@ class WithMetric(Recipe):
     """Weight of the metrics beside the other losses."""
     metric_size: int | None = 224
     """Side to which images are resized for the metrics, in pixels; None leaves them as they are."""
+    metric_share: float | None = None
+    """The part of the gradient's norm that the metrics together are to have, between 0 and 1: their weight follows it, beginning at
+    --metric-weight. Default: the weight stays."""
     metric_every: int = 1
     """Judge by the metrics in every so many steps, with so many times the weight: cheaper, and the same on average."""
     metric_max_level: float | None = None
@@ -46,6 +49,7 @@ class WithMetric(Recipe):
             yield Term(
                 "metric" if len(wanted) == 1 else f"metric/{name}", objective, self.metric_weight * weight,
                 keep=None if self.metric_max_level is None else UpTo(self.metric_max_level), every=self.metric_every,
+                share=None if self.metric_share is None else self.metric_share * weight / sum(wanted.values()),
             )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from percepta import distributed
 from percepta.estimate import Batch
 from percepta.rng import Rng
 from percepta.training import checkpoint as checkpoints
+from percepta.training.balance import balance, weights_now
 from percepta.training.folder import RunFolder
 from percepta.training.log import Meter, Tracker
 from percepta.training.method import Method
@@ -66,6 +67,7 @@ class Loop:
                 rolled_back = self._count(report)
                 if rolled_back:
                     break
+                balance(self.method, report.shares)
                 self._log(report)
                 step = self.state.step
                 saved = report.stop or step % self.settings.checkpoint_every == 0 or step == self.settings.steps
@@ -156,7 +158,7 @@ class Loop:
         means = {k: v / state.window_steps for k, v in state.window.items()} if state.window_steps else {}
         lr = state.schedule.lr_at(state.step if settings.warmup else state.step - 1)
         skipped = {"bad_steps": state.bad_total} if state.bad_total else {}
-        shares = {f"share/{name}": value for name, value in report.shares.items()}
+        shares = {f"share/{name}": value for name, value in report.shares.items()} | weights_now(self.method)
         self.folder.append("metrics.jsonl", {"step": state.step, "images": state.images, **means, **shares, "lr": lr, **skipped})
         memory = memory_mib(self.device)
         self.folder.append(

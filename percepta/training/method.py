@@ -77,6 +77,7 @@ class Method:
     players: dict[str, nn.Module] = field(default_factory=dict)
     beside: Sequence[Beside] = ()
     watch: Callable[[Estimate], Mapping[str, Tensor]] | None = None  # further numbers for the log: means over the rows
+    scales: dict[str, float] = field(default_factory=dict)  # factors on the weights of terms that are wanted to have a share
     adapter: Adapter | None = None  # the few weights of the model that are trained, where it is not all
 
     def __post_init__(self) -> None:
@@ -115,6 +116,7 @@ class Method:
 
     def _model_turn(self, est: Estimate, beside: Sequence[Mapping[str, Tensor]], step: int) -> Turn:
         own = {term.name: term.at(est, step) for term in self.terms}
+        own = {name: loss * self.scales[name] if name in self.scales else loss for name, loss in own.items()}
         losses = dict(own)
         for other in beside:
             losses |= other

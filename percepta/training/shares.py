@@ -25,9 +25,15 @@ USUAL = 10  # lines of the log between two measurements, where --shares-every do
 def shares_every(settings: Settings, method: Method, device: torch.device) -> int:
     """Steps between two measurements; 0 for none. A single term has the share 1, which needs no measuring.
 
-    Where each term takes a replay of the whole chain, nothing is measured unless it is asked for.
+    A weight that follows its share is measured at every line of the log. Where each term takes a replay of the whole chain, nothing is measured unless it is asked for.
     """
     graphs = settings.compile in CUDA_GRAPHS and device.type == "cuda"
+    if wanted := [term.name for term in method.terms if term.share is not None]:
+        if settings.shares_every == 0 or graphs:
+            raise ValueError(
+                f"a share of the gradient is wanted for {', '.join(wanted)}, which has to be measured: leave --shares-every 0 and CUDA graphs away"
+            )
+        return settings.shares_every or settings.log_every
     if settings.shares_every is None:
         replays = isinstance(method.estimate, Rollout) and method.estimate.backprop in ("replay", "auto")
         return 0 if graphs or replays or len(method.all_terms) < 2 else USUAL * settings.log_every

@@ -48,6 +48,7 @@ class State:
     bad_in_a_row: int = 0
     bad_total: int = 0
     retries: int = 0
+    scales: dict[str, float] = field(default_factory=dict)  # the method's own: weights that follow a share of the gradient
     window: dict[str, float] = field(default_factory=dict)
     window_steps: int = 0
 
@@ -64,7 +65,7 @@ class State:
     def numbers(self) -> dict[str, Any]:
         return {
             "step": self.step, "images": self.images, "bad_in_a_row": self.bad_in_a_row, "bad_total": self.bad_total,
-            "retries": self.retries, "window": self.window, "window_steps": self.window_steps,
+            "retries": self.retries, "scales": dict(self.scales), "window": self.window, "window_steps": self.window_steps,
             "scalers": {name: p.scaler.state_dict() for name, p in self.players.items() if p.scaler is not None},
             "ema": self.ema.state() if self.ema else None,
             "bases": {name: p.base.sha256 for name, p in self.players.items() if p.base is not None},
@@ -98,6 +99,8 @@ class State:
         for name in ("step", "images", "bad_in_a_row", "bad_total", "retries", "window_steps"):
             setattr(self, name, int(checkpoint.state[name]))
         self.window = dict(checkpoint.state["window"])
+        self.scales.clear()
+        self.scales.update(checkpoint.state.get("scales", {}))
 
 
 def check_base(player: Player, checkpoint: Checkpoint) -> None:
@@ -140,4 +143,4 @@ def make_state(method: Method, settings: Settings, device: torch.device) -> Stat
     schedule = Schedule(settings.lr, settings.lr_schedule, settings.warmup, settings.steps)
     # a non-finite loss or gradient never reaches the weights (loop.py), so the averages need no guard of their own
     ema = None if settings.ema == "none" else Ema(method.model, decays(settings), guard=False)
-    return State(players, ema, schedule)
+    return State(players, ema, schedule, scales=method.scales)

@@ -91,6 +91,7 @@ def test_features_of_known_targets_give_the_same():
     objective = Metric(space, 12)
     expected = objective(est)
     known = objective.of(est.x0)
+    assert space.calls[-1] == (12, False)
     space.calls.clear()
     assert torch.equal(objective.between(known, est), expected)
     assert space.calls == [(12, True)], "the target was read again"

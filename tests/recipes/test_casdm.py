@@ -155,6 +155,10 @@ def test_metrics_are_flags_of_all_rows(recipe, monkeypatch):
         ({"metric": "lpisp"}, r"unknown metric 'lpisp' \(did you mean lpips"),
         ({"metric": "lpips-alex", "metric_every": 0}, "--metric-every must be at least 1, got 0"),
         ({"metric": "lpips-alex", "metric_weight": -1.0}, "--metric-weight must be at least 0"),
+        (
+            {"metric": "domain", "metric_share": 1.0},
+            "a share of the gradient lies between 0 and 1, got 1|metric 'domain' is an encoder",
+        ),
         ({"cond_dropout": 1.0}, r"--cond-dropout must lie in \[0, 1\)"),
         ({"clamp_x0": 0.0}, "clamp bounds x0\\* and is positive"),
     ],
@@ -191,6 +195,25 @@ def test_a_run_goes_on_exactly_and_its_end_begins_another(tmp_path):
                             (CasDm(timesteps=10), "give --timesteps as it is there")):  # fmt: skip
         with pytest.raises(ValueError, match=message):
             train(recipe, replace(begun, out=tmp_path / "d"), quiet=True)
+
+
+def test_a_weight_follows_the_share_that_is_wanted_and_goes_on_exactly(tmp_path, monkeypatch):
+    """From a weight a thousand times too small; resumed, the same."""
+    monkeypatch.setattr("percepta.training.knobs.open_metric", lambda name, domain: Lpips("squeeze", weights="random"))
+    recipe = CasDm(metric="lpips-squeeze", metric_size=32, metric_weight=1e-4, metric_share=0.2)
+    chosen = {"steps": 12, "checkpoint_every": 6, "log_every": 1, "batch": 4, "lr": 1e-3}
+    straight = train(recipe, settings(tmp_path / "a", **chosen), quiet=True)
+    found = lines(straight.folder)
+    assert found[0]["share/metric"] < 0.01 and found[-1]["share/metric"] == pytest.approx(0.2, abs=0.1), found[-1]
+    assert found[-1]["weight/metric"] > 20 * found[0]["weight/metric"] > 1e-4
+    train(recipe, settings(tmp_path / "b", **chosen), quiet=True)
+    for file in (tmp_path / "b" / "checkpoint-12").iterdir():
+        file.unlink()
+    (tmp_path / "b" / "checkpoint-12").rmdir()
+    again = train(recipe, settings(tmp_path / "b", **chosen, resume=True), quiet=True)
+    assert digest(straight.folder) == digest(again.folder)
+    with pytest.raises(ValueError, match="has to be measured: leave --shares-every 0"):
+        train(recipe, settings(tmp_path / "c", shares_every=0), quiet=True)
 
 
 @pytest.mark.parametrize("name", PRESETS)
