@@ -107,6 +107,20 @@ def adm_64(data: Data) -> dict[str, Any]:
     }
 
 
+def iddpm_32(data: Data) -> dict[str, Any]:
+    """Nichol and Dhariwal 2021 at 32 x 32, without dropout: 128 channels times 1, 2, 2, 2, three blocks, attention of four heads at 16 and 8."""
+    return {
+        **data.shape,
+        **_blocks((False, True, True, False)),
+        "block_out_channels": (128, 256, 256, 256),
+        "layers_per_block": 3,
+        "attention_head_dim": 64,
+        "resnet_time_scale_shift": "scale_shift",
+        "attn_norm_num_groups": 32,
+        "num_class_embeds": data.table,
+    }
+
+
 def ddpmpp_32(data: Data) -> dict[str, Any]:
     """Karras et al. 2022, CIFAR-10: the class's own defaults, with the nine augmentation labels."""
     return {**data.shape, "num_classes": data.num_classes, "augment_dim": 9}
@@ -153,6 +167,7 @@ PRESETS: dict[str, Preset] = {
     "unet-pocket": Preset("a small U-Net for two CPU cores", UNet2DModel, unet_pocket, initial.unet, CIFAR),
     "unet-cifar": Preset("DDPM's U-Net for CIFAR-10 (Ho et al. 2020)", UNet2DModel, unet_cifar, initial.unet, CIFAR),
     "adm-64": Preset("a U-Net for 64 x 64 (Nichol and Dhariwal 2021)", UNet2DModel, adm_64, initial.unet, Data(3, 64, None, True)),
+    "iddpm-32": Preset("a U-Net for 32 x 32 (Nichol and Dhariwal 2021)", UNet2DModel, iddpm_32, initial.unet, CIFAR),
     "ddpmpp-32": Preset("EDM's DDPM++ for CIFAR-10 (Karras et al. 2022)", DDPMPP, ddpmpp_32, initial.as_built, CIFAR),
     "dit-pocket": Preset("a small DiT", DiTTransformer2DModel, _dit(6, 4, 32), initial.dit, CIFAR),
     "dit-xl-2": Preset("DiT-XL/2 (Peebles and Xie 2023)", DiTTransformer2DModel, _dit(28, 16, 72), initial.dit, IMAGENET_LATENTS),

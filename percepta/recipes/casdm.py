@@ -30,7 +30,7 @@ from percepta.training.recipe import Context
 PATHS = {"linear": LinearBeta, "cosine": Cosine}
 PAPER: Mapping[str, Any] = {"timesteps": 4000, "steps": 400_000, "batch": 128, "lr": 1e-4, "sample_steps": 100}
 PRESETS = {
-    "paper-cifar10": {**PAPER, "size": 32, "network": "unet-cifar", "conditional": "no"},
+    "paper-cifar10": {**PAPER, "size": 32, "network": "iddpm-32", "conditional": "no"},
     "paper-64": {**PAPER, "size": 64, "network": "adm-64", "conditional": "no"},
 }
 
@@ -101,10 +101,13 @@ class Mixing(WithMetric):
             "--timesteps": self.timesteps is not None and getattr(init.formulation.path, "num_steps", None) != self.timesteps,
             "--ratio": model.config["ratio"] != self.ratio,
             "--clamp-x0": model.config["clamp"] != self.clamp_x0,
+            "--phi-reads": model.config["concat"] != spec.concat,
+            "--phi": spec.kind == "cascade" and (len(model.unets[1].config["block_out_channels"]) == 1) != (spec.phi == "fixres"),
         }
         if wrong := [flag for flag, differs in stated.items() if differs]:
             raise ValueError(
-                f"--init has ratio {model.config['ratio']}, clamp {model.config['clamp']} on {init.formulation.path.to_config()}: give {', '.join(wrong)} as it is there"
+                f"--init was built otherwise ({model.config['ratio']} ratio, clamp {model.config['clamp']}, {init.formulation.path.to_config()}): "
+                f"give {', '.join(wrong)} as it is there"
             )
 
 

@@ -7,7 +7,8 @@ x_t = alpha x0 + sigma eps; the network predicts eps, x0 or v; the loss is the s
 from dataclasses import dataclass
 from typing import Literal
 
-from percepta.formulation import Formulation
+from percepta.formulation import Denoiser, Formulation
+from percepta.networks import Cascade
 from percepta.objectives.weights import weight_named
 from percepta.path import Cosine, LinearBeta
 from percepta.training.knobs import WithMetric
@@ -45,14 +46,18 @@ class Ddpm(WithMetric):
     def formulation(self) -> Formulation:
         return Formulation(PATHS[self.schedule or "cosine"](self.timesteps or 1000), OUTPUT[self.predict or "eps"])
 
-    def _check_init(self, was: Formulation) -> None:
+    def _check_init(self, init: Denoiser) -> None:
         """What the flags say must be so; what they leave open is as --init has it."""
-        path = was.path
+        was, path = init.formulation, init.formulation.path
         wrong = {
             "--predict": self.predict is not None and OUTPUT[self.predict] != was.output,
             "--schedule": self.schedule is not None and not isinstance(path, PATHS[self.schedule]),
             "--timesteps": self.timesteps is not None and getattr(path, "num_steps", None) != self.timesteps,
         }
+        if isinstance(getattr(init.network, "model", None), Cascade):
+            raise ValueError(
+                "--init is a model of casdm or dual, of which this recipe would train the mixture alone: use their recipe"
+            )
         if was.output not in OUTPUT.values():
             raise ValueError(f"--init predicts {was.output!r}: train it with the recipe flow or edm")
         if any(wrong.values()):
@@ -64,7 +69,7 @@ class Ddpm(WithMetric):
         formulation = self.formulation()
         if context.init is not None:
             formulation = context.init.formulation
-            self._check_init(formulation)
+            self._check_init(context.init)
         weight = weight_named(self.weight or formulation.output, self.gamma)
         metrics = self.metric_terms(context)
         return denoising_method(context, formulation, weight, self.cond_dropout, "unet-pocket", self.sampler, metrics)

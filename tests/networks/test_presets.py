@@ -7,6 +7,7 @@ from percepta.networks.presets import parameters
 PUBLISHED = {  # (parameters, tolerance, where the number is from)
     "unet-pocket": (1.0e6, 0.10, "about a million: our own aim"),
     "unet-cifar": (35.7e6, 0.002, "Ho et al. 2020, appendix B"),
+    "iddpm-32": (52.5e6, 0.002, "Nichol and Dhariwal 2021, their model for CIFAR-10"),
     "adm-64": (120e6, 0.01, "Nichol and Dhariwal 2021, table 3"),
     "ddpmpp-32": (55.7e6, 0.001, "Karras et al. 2022, appendix F.1"),
     "mmdit-xl-2": (1.33e9, 0.01, "28 blocks of two streams, 36 width^2 each"),
@@ -46,6 +47,7 @@ def test_presets_start_at_zero_and_learn_in_a_few_steps(name):
     """What the papers ask: the output is about 0 at first, and yet gradients reach the first layer after one step."""
     small = {
         "unet-cifar": {"block_out_channels": (32,) * 4, "layers_per_block": 1},
+        "iddpm-32": {"block_out_channels": (32,) * 4, "layers_per_block": 1, "attention_head_dim": 8},
         "adm-64": {"block_out_channels": (32,) * 4, "layers_per_block": 1, "attention_head_dim": 8},
         "ddpmpp-32": {"model_channels": 32, "num_blocks": 1},
         "dit-xl-2": {"num_layers": 2, "attention_head_dim": 8},
@@ -103,7 +105,7 @@ def test_what_cannot_be_built_is_an_error_with_advice(preset, options, message):
 def test_the_table_lists_every_preset():
     table = preset_table()
     assert [row[0] for row in table] == list(PRESETS)
-    assert len(table) == 8
+    assert len(table) == 9
     assert all(row[1] > 5e5 and row[5] for row in table)
 
 

@@ -192,7 +192,8 @@ def test_a_run_goes_on_exactly_and_its_end_begins_another(tmp_path):
     begun = settings(tmp_path / "c", network=None, init=str(straight.folder), steps=1)
     assert train(CasDm(), begun, quiet=True).finished
     for recipe, message in ((CasDm(ratio="raw"), "give --ratio as it is there"), (Dual(), "no model of the recipe dual"),
-                            (CasDm(timesteps=10), "give --timesteps as it is there")):  # fmt: skip
+                            (CasDm(timesteps=10), "give --timesteps as it is there"), (CasDm(phi="fixres"), "give --phi as it is"),
+                            (CasDm(phi_reads="x0+eps"), "give --phi-reads as"), (Ddpm(), "a model of casdm or dual")):  # fmt: skip
         with pytest.raises(ValueError, match=message):
             train(recipe, replace(begun, out=tmp_path / "d"), quiet=True)
 
