@@ -273,7 +273,7 @@ def test_a_folder_holds_all_of_it(name, tmp_path):
         (
             {"preset": "dit-pocket"},
             PATH,
-            "made of U-Nets, unet-pocket, unet-cifar, adm-64; 'dit-pocket' is a DiTTransformer2DModel",
+            "made of U-Nets, unet-pocket, unet-cifar, adm-64, iddpm-32; 'dit-pocket' is a DiTTransformer2DModel",
         ),
         ({"preset": "ddpmpp-32"}, PATH, "'ddpmpp-32' is a DDPMPP"),
         ({"preset": "unet-poket"}, PATH, "did you mean 'unet-pocket'"),
