@@ -1,4 +1,4 @@
-"""What Cas-DM and Dual Diffusion ask beside the error of x0' (equations 5, 12 and 14 of Cas-DM; methods.md 1.1).
+"""What Cas-DM and Dual Diffusion ask beside the error of x0' (equations 5, 12 and 14 of Cas-DM).
 
 They read an Estimate whose x0_hat is x0', with the taps `eps` (eps'), `ratio` (r, one channel per pixel) and `star` (x0*).
 """

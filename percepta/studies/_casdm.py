@@ -50,6 +50,7 @@ PAPER = Sizes(
 )
 SIZES = {"pocket": POCKET, "paper": PAPER}
 METRIC_SIZE = {"pocket": 64, "paper": 224}
+LEAST = {"inception-768": 75}  # what a metric needs, where that is more
 BEYOND = {"sfid": "inception-spatial", "is": "inception-logits"}  # metrics with a space of their own, which may not be here
 
 
@@ -69,7 +70,7 @@ class Trained:
         if self.metric:
             name = sizes.lpips if self.metric == "lpips" else self.metric
             need(name)
-            judge = ("--metric", name, "--metric-size", str(METRIC_SIZE[at.scale]))
+            judge = ("--metric", name, "--metric-size", str(max(METRIC_SIZE[at.scale], LEAST.get(name, 0))))
             after = (encoder(at, f"--metrics fid --space domain --seed {seed}"),) if name == "domain" else ()
         length = ("--steps", str(sizes.steps * self.times), "--seed", str(seed), "--sample-every", "0")
         words = ("train", *self.recipe.split(), "--data", at.data, "--size", str(at.size), *sizes.train.split())

@@ -12,8 +12,10 @@ from percepta.cli.report import Report
 from percepta.cli.sample import Sample
 from percepta.cli.train import read
 from percepta.evaluation.plan import check_metrics
+from percepta.objectives import Metric
 from percepta.recipes import recipes
 from percepta.spaces.extractor import split_name
+from percepta.spaces.metrics import open_metric
 from percepta.studies import _casdm, _common, _mmd, mmd_table5, studies
 from percepta.studies.engine.plan import make_plan
 from percepta.studies.engine.running import Outcome
@@ -263,6 +265,16 @@ def test_rows_of_casdm_have_one_budget_but_for_the_one_that_says_so(scale):
     usual = min(steps for steps, _ in lengths)
     assert len(seen) == 1 and {(2 * usual, "ddpm")} == {pair for pair in lengths if pair[0] != usual}
     assert sum(steps != usual for steps, _ in lengths) == 2  # one row, two seeds
+
+
+def test_every_metric_of_casdm_reads_images_of_its_size():
+    opened = set()
+    for words in (words for name in CASDM for words in words_of(name)):
+        if "--metric" in words and words[words.index("--metric") + 1] not in (*opened, "domain"):
+            name, size = (words[words.index(flag) + 1] for flag in ("--metric", "--metric-size"))
+            Metric(open_metric(name, weights="random"), int(size))
+            opened.add(name)
+    assert {"lpips-alex", "inception-768", "swin"} <= opened
 
 
 def test_table_2_is_a_difference_of_cells_of_table_1():
