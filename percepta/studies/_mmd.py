@@ -99,8 +99,13 @@ class Tuned:
     space: int = 0  # the first or second of the scale's spaces
     kernel: str = "cubic"
     chain: str = DDIM
+    most: int = 20  # finetuning for more steps than these would make a study longer than it should be
 
     def __call__(self, at: At, column: Column, seed: int) -> Job:
+        if column.setting > self.most:
+            raise Impossible(
+                f"this row is finetuned for {self.most} steps at most at this scale, which keeps the study under half an hour"
+            )
         model = finetuned(at, column.setting, seed, at.sizes.spaces[self.space], self.kernel, self.chain)
         return samples(at, model, seed)
 
