@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from percepta.interop import export_pipeline, load_pipeline
     from percepta.judging import evaluate
     from percepta.networks import Network, adapt, build
-    from percepta.objectives import Denoising, Metric, Mmd, Term, weight_named
+    from percepta.objectives import Denoising, LatentPerceptual, Metric, Mmd, Term, weight_named
     from percepta.path import Cosine, LinearBeta, Rectified, VarianceExploding
     from percepta.rng import Rng, rng_for
     from percepta.rollout import Rollout
@@ -35,7 +35,7 @@ _ROOMS = {
     "percepta.interop": ("export_pipeline", "load_pipeline"),
     "percepta.judging": ("evaluate",),
     "percepta.networks": ("Network", "adapt", "build"),
-    "percepta.objectives": ("Denoising", "Metric", "Mmd", "Term", "weight_named"),
+    "percepta.objectives": ("Denoising", "LatentPerceptual", "Metric", "Mmd", "Term", "weight_named"),
     "percepta.path": ("Cosine", "LinearBeta", "Rectified", "VarianceExploding"),
     "percepta.rng": ("Rng", "rng_for"),
     "percepta.rollout": ("Rollout",),
@@ -59,6 +59,7 @@ __all__ = [
     "Estimate",
     "Evaluation",
     "Formulation",
+    "LatentPerceptual",
     "LinearBeta",
     "Method",
     "Metric",

@@ -36,7 +36,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "peft": ("networks",),
     "data": ("rng", "estimate"),
     "evaluation": ("_version", "weights", "distributed", "discrepancies", "spaces", "data"),
-    "objectives": ("rng", "path", "distributed", "discrepancies", "formulation", "spaces", "estimate"),
+    "objectives": ("rng", "path", "distributed", "discrepancies", "formulation", "spaces", "estimate", "networks"),
     "interop": ("_version", "path", "weights", "formulation", "samplers", "networks"),
     "training": (
         "_version", "rng", "path", "images", "weights", "distributed", "formulation", "spaces", "estimate", "samplers", "networks",
@@ -47,8 +47,10 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "_version", "rng", "path", "images", "distributed", "formulation", "networks", "samplers", "evaluation", "interop", "training",
     ),
     "judging": ("distributed", "evaluation", "spaces", "reports", "training", "sampling"),
+    "sweeping": ("distributed", "evaluation", "reports", "training", "sampling", "judging"),
+    "probes": ("rng", "path", "images", "discrepancies", "formulation", "spaces", "networks", "data", "reports"),
     "studies": ("_version", "weights", "spaces", "data", "reports", "training"),
-    "cli": ("_version", "path", "images", "memory", "distributed", "spaces", "evaluation", "judging", "weights", "formulation", "networks", "data", "interop", "training", "recipes", "sampling", "reports", "studies"),
+    "cli": ("_version", "path", "images", "memory", "distributed", "spaces", "evaluation", "judging", "sweeping", "weights", "formulation", "networks", "data", "interop", "training", "recipes", "sampling", "reports", "probes", "studies"),
     "demo": ("training", "cli"),
     "__main__": ("cli",),
 }  # fmt: skip

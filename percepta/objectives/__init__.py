@@ -1,10 +1,13 @@
 """What judges an estimate: Terms, each an objective with its scale, weight and gate."""
 
 from percepta.objectives.denoising import Denoising
+from percepta.objectives.latent_perceptual import LatentPerceptual
 from percepta.objectives.metric import Metric
 from percepta.objectives.mmd import Mmd
 from percepta.objectives.perceptual import PyramidL1
 from percepta.objectives.reconstruction import L1, Kl
+from percepta.objectives.reweighting import LevelReweight, variance_ratio
+from percepta.objectives.self_perceptual import SelfPerceptual, frozen_copy
 from percepta.objectives.term import AbstractObjective, AbstractPerBatch, AbstractPerSample, Term, TrainsCritic
 from percepta.objectives.weights import WEIGHTS, Weight, weight_named
 
@@ -16,11 +19,16 @@ __all__ = [
     "AbstractPerSample",
     "Denoising",
     "Kl",
+    "LatentPerceptual",
+    "LevelReweight",
     "Metric",
     "Mmd",
     "PyramidL1",
+    "SelfPerceptual",
     "Term",
     "TrainsCritic",
     "Weight",
+    "frozen_copy",
+    "variance_ratio",
     "weight_named",
 ]
