@@ -7,10 +7,10 @@ uneven; every rank has at least one row. One process needs none of this and ever
 
 import datetime
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -18,6 +18,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 BUCKET_BYTES = 32 * 2**20  # one all-reduce per 32 MiB: few launches, little extra memory
+T = TypeVar("T")
+
+
+class Interrupted(Exception):
+    """Raised inside long jobs (sampling, evaluation) at the next safe place after a signal came."""
 
 
 @dataclass(frozen=True)
@@ -183,6 +188,23 @@ def agreed(values: Tensor) -> Tensor:
         except RuntimeError as error:
             raise _named(error) from error
     return values
+
+
+def by_first(work: Callable[[], T], doing: str) -> T | None:
+    """What `work` gives on rank 0, None on the others, which wait for it (encoding latents, training an encoder, reading a reference).
+
+    A signal that comes meanwhile to rank 0 sends all of them home, Interrupted `doing`.
+    """
+    made, stopped = None, False
+    if world().first:
+        try:
+            with alone():
+                made = work()
+        except Interrupted:
+            stopped = True
+    if agreed(torch.tensor([float(stopped)])).item():
+        raise Interrupted(doing)
+    return made
 
 
 def send_bytes(data: bytes | None, source: int) -> bytes:

@@ -13,7 +13,7 @@ from percepta.evaluation.evaluate import Evaluation, Given, make_dialect
 from percepta.evaluation.evaluate import evaluate as evaluate_sets
 from percepta.evaluation.plan import check_metrics
 from percepta.evaluation.sets import ImageSet, open_side, short_hash
-from percepta.sampling import PROTOCOL, Drawing, Job, write
+from percepta.sampling import PROTOCOL, Drawing, Job, reads_text, write
 from percepta.spaces.extractor import split_name
 from percepta.training.folder import write_json
 
@@ -44,13 +44,13 @@ def evaluate(
 
     Drawn images stay in a folder named by what made them, below the run: an interrupted drawing goes on, a repeated one is not done again.
     """
-    real = _checked(real, options, job if is_generator(generated) else None)
+    real = checked(real, options, job if is_generator(generated) else None)
     known: dict[str, Any] = {}
     trained: Sequence[str] = options.pop("trained_against", ())
     if is_generator(generated):
         assert isinstance(generated, (str, Path))
         trained = (*trained, *trained_against(Path(generated)))
-        job = replace(job or Job(source=Path(generated), num=DRAWN), source=Path(generated))
+        job = told(replace(job or Job(source=Path(generated), num=DRAWN), source=Path(generated)), real)
         folder = samples or Path(generated) / "evaluation" / "drawn"
         generated, known = _draw(job, folder, note, check)
         options["num"] = job.num
@@ -63,6 +63,21 @@ def evaluate(
     if known and SPACES not in known and not Path(str(known["source"])).is_dir():
         found.warnings.append(f"drawn from {known['source']}, which is not here: what that was trained against is not known")
     return found
+
+
+def told(job: Job, real: Given) -> Job:
+    """The job, with the captions of the reference in their order as prompts where the model reads text and none were said."""
+    if job.prompts or not reads_text(job.source):
+        return job
+    indices = real.indices if isinstance(real, ImageSet) else ()
+    texts = real.source.texts if isinstance(real, ImageSet) else None
+    chosen = [] if texts is None else [text for index in indices if (text := texts[index]) is not None]
+    if not chosen or len(chosen) != len(indices):
+        raise ValueError(
+            f"{job.source} makes images of texts, and the reference has captions for {len(chosen)} of its images: give every image of it one, or "
+            "draw with percepta sample --prompts FILE first and evaluate those images"
+        )
+    return replace(job, prompts=tuple(chosen[: job.num]))
 
 
 def drawn_by(images: str | Path) -> dict[str, Any]:
@@ -78,7 +93,7 @@ def drawn_by(images: str | Path) -> dict[str, Any]:
     return record if isinstance(record, dict) and record.get("source") else {}
 
 
-def _checked(real: Given, options: dict[str, Any], job: Job | None) -> Given:
+def checked(real: Given, options: dict[str, Any], job: Job | None) -> Given:
     """The reference, opened; whatever can be refused is refused here, before hours of drawing."""
     check_metrics(options.get("metrics"))
     make_dialect(options.get("dialect", "torch-fidelity"), options.get("kid_subsets"), options.get("kid_size"))

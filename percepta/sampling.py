@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,15 +15,18 @@ from torch import Tensor
 from percepta import distributed
 from percepta._version import __version__
 from percepta.evaluation.contamination import CARD, trained_against
-from percepta.formulation import EDM, FLOW, Formulation
+from percepta.formulation import EDM, FLOW, Cond, Formulation
 from percepta.images import grid, save_png, to_uint8
-from percepta.interop import Pipeline, load_pipeline
+from percepta.interop import Pipeline, find_text, load_pipeline
 from percepta.networks import Autoencoder, Network, cost_of
 from percepta.path import Cosine, LinearBeta
 from percepta.rng import rng_for
 from percepta.samplers import Drawn, sample_images, usual_clip
 from percepta.samplers.images import check_sampler
 from percepta.samplers.interpolation import images_of_noise, slerp
+
+if TYPE_CHECKING:
+    from percepta.training.texts import Prompts
 
 PROTOCOL = "protocol.json"
 Check = Callable[..., None]
@@ -42,6 +45,8 @@ class Job:
     clip: bool | None = None
     guidance: float | None = None
     classes: tuple[str, ...] = ()
+    prompts: tuple[str, ...] = ()
+    cache: Path | None = None  # of the prompts' embeddings
     seed: int = 0
     batch: int = 64
     device: str = "auto"
@@ -79,11 +84,42 @@ class Drawing:
                 f"{job.source} does not say which image size it was trained for (sample_size in its network's config.json)"
             )
         self.shape = (network.in_channels, network.sample_size, network.sample_size)
+        self.prompts = self._prompts(network)
         self.vae = None if self.pipeline.vae is None else Autoencoder(self.pipeline.vae).to(self.device).eval()  # pyright: ignore[reportArgumentType]
         self.labels = class_labels(job, self.pipeline.class_names, network.num_classes)
         self.how = self._how()
-        if self.how.guidance != 1 and self.labels is None:
+        if self.how.guidance != 1 and self.labels is None and self.prompts is None:
             raise ValueError(f"--guidance {self.how.guidance:g} needs a class-conditional model; {job.source} has no classes")
+        if self.how.guidance != 1:
+            network.null_condition(1)  # refused now, where it has none, and not after what is drawn before
+
+    def _prompts(self, network: Network) -> "Prompts | None":
+        """The job's prompts, embedded, for a network that reads text."""
+        from percepta.training.texts import embed
+
+        job = self.job
+        if not network.reads.needed:
+            if job.prompts:
+                raise ValueError(f"--prompts was given, but {job.source} reads no text")
+            return None
+        if not job.prompts:
+            raise ValueError(
+                f'{job.source} makes images of texts: say of which with --prompts "a red disc;a blue star", or --prompts FILE'
+            )
+        text = find_text(self.pipeline.origin["path"])
+        if text is None:
+            raise ValueError(f"{job.source} reads text and has no text encoder: give the whole pipeline's folder")
+        factor = 1 if self.pipeline.vae is None else Autoencoder(self.pipeline.vae).factor  # pyright: ignore[reportArgumentType]
+        assert network.sample_size is not None
+        prompts = embed(text, job.prompts, network.sample_size * factor, job.cache, self.device, lambda text: None, self.check)
+        network.set_null(prompts.null())
+        return prompts
+
+    def cond(self, places: Sequence[int]) -> Cond:
+        """What the images of these numbers are told."""
+        if self.prompts is not None:
+            return {k: v.to(self.device) for k, v in self.prompts.cond(self.prompts.of_images(places)).items()}
+        return None if self.labels is None else self.labels[list(places)].to(self.device)
 
     def _how(self) -> Drawn:
         """As the job says, and where it says nothing, as the pipeline was made to be sampled."""
@@ -106,11 +142,12 @@ class Drawing:
 
     def protocol(self) -> dict[str, Any]:
         """All that decides the images, and what the network costs. Batch size and device decide nothing."""
-        job, cost = self.job, cost_of(self.denoiser, self.shape)
+        job, cost = self.job, cost_of(self.denoiser, self.shape, None if self.prompts is None else self.cond([0]))
         return {
             "source": str(job.source), "weights": weights_hash(self.denoiser), "parameters": cost.parameters,
             "gflops": round(cost.gflops, 6), **asdict(self.how), "classes": list(job.classes),
             "seed": job.seed, "num": job.num, "mixed_precision": job.mixed_precision, "percepta": __version__,
+            **({} if self.prompts is None else {"prompts": list(job.prompts), "text_encoders": self.prompts.text.key}),
         }  # fmt: skip
 
     def images(self, first: int, count: int) -> Tensor:
@@ -118,7 +155,7 @@ class Drawing:
         from percepta.training.precision import autocast
 
         rng = rng_for(self.job.seed, first, count, stream="sample", device=self.device)
-        cond = None if self.labels is None else self.labels[first : first + count].to(self.device)
+        cond = self.cond(range(first, first + count))
         with autocast(self.job.mixed_precision, self.device):
             return sample_images(self.denoiser, self.how, self.shape, rng, cond, self.vae, self.check, batch_size=count)
 
@@ -130,7 +167,7 @@ class Drawing:
             rng_for(self.job.seed, k, 1, stream="sample", device=self.device).normal("x_T", self.shape)[0] for k in (first, second)
         ]
         noise = slerp(ends[0], ends[1], torch.linspace(0, 1, points, device=self.device))
-        cond = None if self.labels is None else self.labels[first].to(self.device).expand(points)
+        cond = self.cond([first] * points)
         with autocast(self.job.mixed_precision, self.device):
             return images_of_noise(self.denoiser, self.how, noise, cond, self.vae, self.check)
 
@@ -140,6 +177,26 @@ class Drawing:
         for start in range(first, self.job.num, self.job.batch)[world.rank :: world.size]:
             self.check()
             yield start, self.images(start, min(self.job.batch, self.job.num - start))
+
+
+def reads_text(source: Path) -> bool:
+    """Whether this run or pipeline makes images of prompts."""
+    return find_text(source) is not None
+
+
+def prompts_of(text: str | None) -> tuple[str, ...]:
+    """Prompts as typed after --prompts: with ; between, or a file with one a line."""
+    if text is None:
+        return ()
+    file = Path(text)
+    try:
+        found = file.read_text(encoding="utf-8").splitlines() if len(text) < 4096 and file.is_file() else text.split(";")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"--prompts {file} cannot be read as text: {error}") from error
+    prompts = tuple(part.strip() for part in found if part.strip())
+    if not prompts:
+        raise ValueError(f"--prompts {text!r:.80} holds no prompt: write them with ; between, or name a file with one a line")
+    return prompts
 
 
 def class_labels(job: Job, names: tuple[str, ...] | None, count: int | None) -> Tensor | None:

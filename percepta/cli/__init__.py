@@ -19,6 +19,7 @@ COMMANDS = {
     "export": "write a run as a diffusers pipeline",
     "convert": "turn a checkpoint of improved-diffusion, guided-diffusion or DiT into a pipeline",
     "cache": "encode a set of images into latents once: percepta cache latents",
+    "probe": "look at an autoencoder's latents and decoder, or count what a step with LPL costs: percepta probe flops",
     "doctor": "versions, devices, precision, weights; with --data DIR the state of a set of images",
 }
 

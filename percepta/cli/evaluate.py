@@ -62,8 +62,9 @@ class Evaluate:
     """For a model: see percepta sample."""
     steps: int | None = None
     """For a model: steps of the sampler. Default: those it was finetuned for, or 50."""
-    guidance: float | None = None
-    """For a model: classifier-free guidance; 1 is none. Default: what it was finetuned to be sampled with, else 1."""
+    guidance: str | None = None
+    """For a model: classifier-free guidance; 1 is none. 1:4:0.25 (from:to:step) or 1,1.5,4 draws and judges it at each weight with the same
+    seeds: a table, sweep.json and its plot. Default: what it was finetuned to be sampled with, else 1."""
     seed: int = 0
     """Of the drawn images, of random subsets and of the `domain` space."""
     batch: int = 32
@@ -90,6 +91,7 @@ def run(args: Sequence[str]) -> int:
 
         fast_malloc()
     from percepta import distributed
+    from percepta.evaluation.sweep import is_sweep
     from percepta.training.precision import pick_device
     from percepta.training.signals import Interrupted, stop_on_signals
 
@@ -98,7 +100,8 @@ def run(args: Sequence[str]) -> int:
     with stop_on_signals() as flag:
         try:
             with distributed.joined(device.type) as world, _cache(command) as cache:
-                _judge(command, str(device), cache, flag.check, world.first)
+                judge = _sweep if command.guidance is not None and is_sweep(command.guidance) else _judge
+                judge(command, str(device), cache, flag.check, world.first)
         except Interrupted:
             return fail(stopped, 3)
         except RuntimeError as error:
@@ -141,8 +144,18 @@ def _check(command: Evaluate) -> None:
         refuse(f"--neighbours must be at least 0, got {command.neighbours}")
     if command.held_out is not None and not command.neighbours:
         refuse("--held-out is for --neighbours N, which is not asked for")
+    from percepta.evaluation.sweep import is_sweep, weights_of
     from percepta.judging import is_generator
 
+    try:
+        weights_of("1" if command.guidance is None else command.guidance)
+    except ValueError as error:
+        refuse(str(error))
+    if command.guidance is not None and is_sweep(command.guidance):
+        if not is_generator(command.generated):
+            refuse(f"--guidance {command.guidance} draws from a model; {command.generated} is no run and no pipeline folder")
+        if command.neighbours:
+            refuse(f"--neighbours looks at the images of one weight, got --guidance {command.guidance}")
     if not is_generator(command.generated) and Path(command.generated).exists():
         for name, usual in (("sampler", None), ("steps", None), ("guidance", None)):
             if getattr(command, name) != usual:
@@ -184,18 +197,54 @@ def _judge(command: Evaluate, device: str, cache: Path | None, check: Callable[[
         note(f"written: {save(result, out)} and its protocol beside it")
 
 
+def _sweep(command: Evaluate, device: str, cache: Path | None, check: Callable[[], None], first: bool) -> None:
+    """As `_judge`, at several guidance weights: one table of all, and an evaluation of each in a folder of its own."""
+    from percepta.evaluation.show_sweep import show_sweep
+    from percepta.evaluation.sweep import weights_of
+    from percepta.sweeping import save_sweep, sweep
+    from percepta.training.log import console
+
+    out, weights = _out(command), weights_of(command.guidance or "")
+    assert out is not None, "a model has a folder"
+    note: Callable[[str], None] = console.print if first else lambda text: None
+    with progress_bar(first) as progress:
+        found = sweep(
+            command.generated, command.real, weights, out, _job(command, None), command.resume, note=note, check=check,
+            progress=progress, **_asked(command, _reading(command, device, cache)),
+        )  # fmt: skip
+    if not first:
+        return
+    file = save_sweep(found, out)
+    if command.json:
+        to_stdout(json.dumps(found.to_json(), default=str))
+    else:
+        show_sweep(found, _console())
+    note(f"written: {file}, the plot in {out / 'figures'}, and the evaluation at each weight in a folder beside it")
+
+
 def _result(command: Evaluate, reading: dict, note, check, progress):
-    from percepta.judging import DRAWN, evaluate, is_generator
+    from percepta.judging import evaluate, is_generator
+
+    weight = None if command.guidance is None else float(command.guidance)
+    job = _job(command, weight) if is_generator(command.generated) else None
+    asked = _asked(command, reading)
+    return evaluate(command.generated, command.real, job, note=note, check=check, progress=progress, num=command.num, **asked)
+
+
+def _job(command: Evaluate, guidance: float | None):
+    from percepta.judging import DRAWN
     from percepta.sampling import Job
 
-    job = None
-    if is_generator(command.generated):
-        job = Job(source=Path(command.generated), num=command.num or DRAWN, steps=command.steps, sampler=command.sampler,
-                  guidance=command.guidance, seed=command.seed, device=command.device)  # fmt: skip
-    return evaluate(
-        command.generated, command.real, job, note=note, check=check, progress=progress, metrics=_names(command.metrics),
-        spaces=_names(command.space), num=command.num, batch=command.batch, **reading, kid_subsets=command.kid_subsets, kid_size=command.kid_size,
-    )  # fmt: skip
+    return Job(source=Path(command.generated), num=command.num or DRAWN, steps=command.steps, sampler=command.sampler,
+               guidance=guidance, seed=command.seed, device=command.device)  # fmt: skip
+
+
+def _asked(command: Evaluate, reading: dict) -> dict:
+    """What is computed, for one evaluation and for each of a sweep."""
+    return {
+        **reading, "metrics": _names(command.metrics), "spaces": _names(command.space), "batch": command.batch,
+        "kid_subsets": command.kid_subsets, "kid_size": command.kid_size,
+    }  # fmt: skip
 
 
 def _copying(command: Evaluate, reading: dict, result, out: Path, note, check) -> str:
@@ -245,12 +294,16 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 def _show(result) -> None:
+    from percepta.evaluation.show import show
+
+    show(result, _console())
+
+
+def _console():
     import sys
 
     from rich.console import Console
 
-    from percepta.evaluation.show import show
-
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal without a letter for it must not cost the numbers
-    show(result, Console(file=sys.stdout, highlight=False))
+    return Console(file=sys.stdout, highlight=False)

@@ -43,6 +43,8 @@ class Sample:
     """Classifier-free guidance; 1 is none. Default: what the model was finetuned to be sampled with, else 1."""
     classes: tuple[str, ...] = ()
     """Class names or numbers, repeated in turn. Default: all classes in turn."""
+    prompts: str | None = None
+    """For a model that reads text: prompts with ; between, or a file with one a line. They are taken in turn."""
     predict: Literal["eps", "x0", "v", "flow", "edm"] | None = None
     """For a bare model folder, without a scheduler beside it: what the network predicts."""
     schedule: Literal["linear", "cosine"] | None = None
@@ -78,10 +80,10 @@ def run(args: Sequence[str]) -> int:
 
 
 def _job(command: Sample):
-    from percepta.sampling import Job
+    from percepta.sampling import Job, prompts_of
 
     return Job(
         source=command.source, num=command.num, steps=command.steps, sampler=command.sampler, spacing=command.spacing, eta=command.eta,
-        clip=command.clip, guidance=command.guidance, classes=command.classes, seed=command.seed, batch=command.batch, predict=command.predict, schedule=command.schedule,
+        clip=command.clip, guidance=command.guidance, classes=command.classes, prompts=prompts_of(command.prompts), seed=command.seed, batch=command.batch, predict=command.predict, schedule=command.schedule,
         device=command.device, mixed_precision=command.mixed_precision,
     )  # fmt: skip

@@ -1,9 +1,11 @@
 """Hugging Face datasets: a folder written by `save_to_disk`, or `hf:NAME[:SPLIT]` from the local cache. Nothing is downloaded."""
 
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from percepta.data.captions import KEYS
 from percepta.data.image import BadImage, Reading, read_bytes, read_image
 from percepta.data.source import Item, Source, hash_bytes
 
@@ -52,6 +54,13 @@ class HuggingFace(Source):
     def from_cache(cls, spec: str, reading: Reading | None = None) -> "HuggingFace":
         name, _, split = spec.partition(":")
         return cls(name, split or "train", True, reading)
+
+    @cached_property
+    def texts(self) -> tuple[str | None, ...] | None:
+        """The column `text`, or `caption`."""
+        columns = {name: getattr(kind, "dtype", None) for name, kind in self.rows.features.items()}
+        found = next((name for name in KEYS if columns.get(name) in ("string", "large_string")), None)
+        return None if found is None else tuple(self.rows[found])
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_rows": None}

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
+from percepta.data.captions import caption_of
 from percepta.data.image import EXTENSIONS, Reading
 from percepta.data.source import Files, Item, Source, hash_bytes
 
@@ -66,7 +67,7 @@ def _images_below(root: Path, name: str) -> list[str]:
 
 
 def _from_metadata(root: Path, reading: Reading | None) -> Files:
-    """A line per image: {"file_name": ..., "label": number or name, "text": ...}. Labels: all or none; texts are optional."""
+    """A line per image: {"file_name": ..., "label": number or name, "text" or "caption": ...}. Labels: all or none; texts are optional."""
     names, labels, texts = [], [], []
     for number, line in enumerate((root / "metadata.jsonl").read_text(encoding="utf-8").splitlines(), 1):
         if not line.strip():
@@ -85,11 +86,11 @@ def _from_metadata(root: Path, reading: Reading | None) -> Files:
             raise ValueError(f"{where}: {name} does not exist")
         names.append(name)
         labels.append(row.get("label"))
-        texts.append(row.get("text"))
+        texts.append(caption_of(row, where))
     if not names:
         raise ValueError(f"{root / 'metadata.jsonl'}: names no images")
     indices, class_names = _classes(labels, f"{root / 'metadata.jsonl'}")
-    return Files(root, names, indices, class_names, texts if any(texts) else None, reading)
+    return Files(root, names, indices, class_names, texts if any(text is not None for text in texts) else None, reading)
 
 
 def _classes(labels: list, where: str) -> tuple[list[int] | None, tuple[str, ...]]:

@@ -11,6 +11,7 @@ show it: the truth that training must not use and evaluation may.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -31,6 +32,7 @@ COLOURS = {
     "pink": (250, 110, 180),
 }
 TEXTURES = ("plain", "stripes", "dots", "checks")
+TEXTURE_WORDS = ("", "striped ", "dotted ", "checked ")
 BACKGROUNDS = ((34, 36, 44), (66, 62, 60), (214, 210, 200), (240, 242, 246))  # two dark, two light: no hue that a shape could have
 PAPER = (248, 246, 240)
 DOMAINS = {"filled": 0, "outline": 2**40}  # where each domain's scenes begin
@@ -100,6 +102,15 @@ class Shapes(Source):
         return {"shape": shown.shape, "colour": shown.colour, "shape-colour": shown.shape * len(COLOURS) + shown.colour}[
             self.labels
         ]
+
+    @cached_property
+    def texts(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """What each image shows, in words: a striped red disc, an outlined orange star."""
+        shown, colours = self.attributes(range(self.length)), tuple(COLOURS)
+        parts = zip(shown.texture, shown.colour, shown.shape, strict=True)
+        how = TEXTURE_WORDS if self.domain == "filled" else ("outlined ",) * len(TEXTURES)
+        said = (f"{how[t]}{colours[c]} {SHAPES[s]}" for t, c, s in parts)
+        return tuple(f"{'an' if text[0] in 'aeiou' else 'a'} {text}" for text in said)
 
     def read(self, index: int) -> Item:
         return self.read_many([index])[0]

@@ -3,17 +3,19 @@
 The headers are walked once and the images' offsets kept, so that a shard gives random access (and so exact resume and order)
 without being extracted and without the webdataset package. Nothing is ever written, so a member's name can do no harm; links,
 devices and sparse members are refused, and so are compressed tars, which have no random access. Files of one sample share their
-name up to the first dot: `0001.jpg`, `0001.cls` (a whole number), or `0001.json` with a "label".
+name up to the first dot: `0001.jpg`, `0001.cls` (a whole number), or `0001.json` with a "label"; `0001.txt` is a caption.
 """
 
 import json
 import re
 import tarfile
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
+from percepta.data.captions import MAX_BYTES, caption_in
 from percepta.data.image import EXTENSIONS, BadImage, Reading, read_image
 from percepta.data.source import Item, Source, hash_bytes
 
@@ -42,8 +44,11 @@ class Shards(Source):
         if missing or not self.paths:
             raise ValueError(f"shards that do not exist: {', '.join(missing[:5]) or 'none was named'}")
         rows: list[tuple[int, int, int, str, int | None]] = []
+        self.captions: list[tuple[int, int] | None] = []  # where in its shard the caption of each image lies, and how long it is
         for k, path in enumerate(self.paths):
-            rows += [(k, *row) for row in _index(path, MAX_MEMBERS - len(rows))]
+            images, captions = _index(path, MAX_MEMBERS - len(rows))
+            rows += [(k, *row) for row in images]
+            self.captions += captions
         if not rows:
             raise ValueError(
                 f"{self.paths[0]}{' ...' if len(self.paths) > 1 else ''}: no images found in {len(self.paths)} shards "
@@ -59,6 +64,22 @@ class Shards(Source):
             )
         self.labels = None if missing_labels else tuple(v for v in labels if v is not None)
         self.class_names = () if self.labels is None else tuple(map(str, range(max(self.labels) + 1)))
+
+    @cached_property
+    def texts(self) -> tuple[str | None, ...] | None:
+        if not any(self.captions):
+            return None
+        return tuple(self._caption(index) for index in range(len(self)))
+
+    def _caption(self, index: int) -> str | None:
+        place = self.captions[index]
+        if place is None:
+            return None
+        if place[1] > MAX_BYTES:
+            raise ValueError(f"the caption of {self._name(index)} has {place[1]:,} bytes, more than {MAX_BYTES:,}")
+        with self.paths[int(self.places[index, 0])].open("rb") as file:
+            file.seek(place[0])
+            return caption_in(file.read(place[1]), f"the caption of {self._name(index)}")
 
     def __len__(self) -> int:
         return len(self.names)
@@ -95,10 +116,14 @@ class Shards(Source):
             yield name, len(data), hash_bytes(data), None if self.labels is None else self.labels[k]
 
 
-def _index(path: Path, room: int) -> list[tuple[int, int, str, int | None]]:
-    """(offset, size, name, label) of each image of a shard; an image's label may stand before or after it."""
+Rows = list[tuple[int, int, str, int | None]]
+
+
+def _index(path: Path, room: int) -> tuple[Rows, list[tuple[int, int] | None]]:
+    """(offset, size, name, label) of each image of a shard, and (offset, size) of its caption; both may stand before or after the image."""
     images: list[tuple[int, int, str]] = []
     labels: dict[str, int] = {}
+    captions: dict[str, tuple[int, int]] = {}
     try:
         with tarfile.open(path, "r:") as tar:
             for number, member in enumerate(tar):
@@ -113,13 +138,16 @@ def _index(path: Path, room: int) -> list[tuple[int, int, str, int | None]]:
                 key, suffix = member.name.rpartition("/")[0] + "/" + key, "." + suffix.lower()
                 if suffix.endswith(EXTENSIONS):
                     images.append((member.offset_data, member.size, member.name))
+                elif suffix == ".txt":
+                    captions[key] = (member.offset_data, member.size)
                 elif suffix in (".cls", ".json"):
                     label = _label(tar, member, suffix, path)
                     if label is not None:
                         labels[key] = label
     except (tarfile.TarError, OSError, EOFError, OverflowError, UnicodeError) as error:
         raise ValueError(f"{path}: is not a readable, uncompressed tar: {error}; unpack a .tar.gz with gunzip first") from error
-    return [(offset, size, name, labels.get(_key(name))) for offset, size, name in images]
+    keys = [_key(name) for _, _, name in images]
+    return [(*image, labels.get(key)) for image, key in zip(images, keys, strict=True)], [captions.get(key) for key in keys]
 
 
 def _key(name: str) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
+from percepta.data.captions import caption_beside
 from percepta.data.image import BadImage, Reading, read_bytes, read_image
 
 QUICK = 1 << 16  # a larger file is hashed by its first and last 64 KiB
@@ -36,6 +37,11 @@ class Source(ABC):
 
     class_names: tuple[str, ...] = ()
     reading: Reading = Reading()
+
+    @cached_property
+    def texts(self) -> tuple[str | None, ...] | None:
+        """The caption of each image, None for one without; None where the source has no captions at all. Looked up when it is asked for."""
+        return None
 
     @property
     def num_classes(self) -> int:
@@ -94,8 +100,14 @@ class Files(Source):
     ) -> None:
         self.root, self.names, self.reading = root, tuple(names), reading or Reading()
         self.labels = None if labels is None else tuple(labels)
-        self.texts = None if texts is None else tuple(texts)
+        self.captions = None if texts is None else tuple(texts)
         self.class_names = tuple(class_names)
+
+    @cached_property
+    def texts(self) -> tuple[str | None, ...] | None:
+        """As given, or from NAME.txt beside the images."""
+        found = self.captions or tuple(caption_beside(self.root / name) for name in self.names)
+        return found if any(text is not None for text in found) else None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -104,7 +116,7 @@ class Files(Source):
         path = self.root / self.names[index]
         decoded = read_image(path, str(path), self.reading)
         label = None if self.labels is None else self.labels[index]
-        text = None if self.texts is None else self.texts[index]
+        text = None if self.captions is None else self.captions[index]
         return Item(decoded.image, label, str(path), decoded.format, decoded.changes, text)
 
     def encoded(self, index: int) -> tuple[str, bytes]:

@@ -131,15 +131,22 @@ def domain_encoder(images: ImageSet, cache: Path, seed: int, note: Note, check: 
     and who judges in it. Trained by the first rank; the others then find it, or are refused it for the same reason."""
     from percepta.spaces.domain import train_domain
 
+    refused: list[ValueError] = []
+
     def train(note: Note) -> Path:
         return train_domain(images, cache.parent / "domain", seed, note=note, check=check, seen_as=images.seen_as)
 
-    try:
-        if distributed.world().first:
+    def first() -> Path | None:
+        try:
             return train(note)
-    finally:
-        distributed.wait_for_first()
-    return train(lambda text: None)
+        except ValueError as error:  # the others are to meet it too: what needs this space is then left out on all ranks
+            refused.append(error)
+            return None
+
+    made = distributed.by_first(first, "while the domain encoder was trained")
+    if refused:
+        raise refused[0]
+    return made or train(lambda text: None)
 
 
 class Opener:

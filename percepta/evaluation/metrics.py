@@ -139,4 +139,5 @@ METRICS: dict[str, Metric] = {
 DIVERSITY = "lpips-diversity"
 NAMES = (*METRICS, DIVERSITY)
 DEFAULT = ("fid", "sfid", "is", "kid", "pr", "dc")
+HIGHER = (*(key for metric in METRICS.values() if not metric.lower for key in metric.keys), DIVERSITY)  # more is better
 MOVABLE = tuple(name for name, metric in METRICS.items() if metric.movable)

@@ -146,7 +146,8 @@ def _sorted(source: Source) -> Source:
         return source
     order = sorted(range(len(source)), key=lambda k: source.names[k])
     labels = None if source.labels is None else [source.labels[k] for k in order]
-    return Files(source.root, [source.names[k] for k in order], labels, source.class_names, None, source.reading)
+    texts = None if source.captions is None else [source.captions[k] for k in order]
+    return Files(source.root, [source.names[k] for k in order], labels, source.class_names, texts, source.reading)
 
 
 def _choose(

@@ -10,13 +10,12 @@ from rich.text import Text
 
 from percepta.data.image import CONVERSIONS
 from percepta.evaluation.evaluate import Evaluation
-from percepta.evaluation.metrics import METRICS
+from percepta.evaluation.metrics import HIGHER, METRICS
 
 LABELS = {
     "precision": "precision", "recall": "recall", "density": "density", "coverage": "coverage", "lpips-diversity": "LPIPS diversity",
     "sfid": "sFID", "kid": "KID", "is": "Inception Score", "cmmd": "CMMD", "clip-fd": "CLIP-FD", "fd-dinov2": "FD-DINOv2",
 }  # fmt: skip
-HIGHER = ("is", "precision", "recall", "density", "coverage", "lpips-diversity")
 MARK = "trained against"
 DRAWN = ("source", "sampler", "steps", "guidance", "seed")  # of the protocol of a drawing, what people ask for first
 NOTHING = 1e-9  # what rounding leaves of a distance of 0

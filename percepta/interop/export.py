@@ -8,6 +8,7 @@ code from the folder:
     U-Net with classes; EDM's preconditioning   ConsistencyModelPipeline (it takes labels and scales the input as any scheduler says)
     unconditional U-Net in latents              LDMPipeline
     DiT of 1000 classes in latents              DiTPipeline (its null label is the constant 1000)
+    networks that read text                     Stable Diffusion's pipelines, with the text encoders that the network came with
 
 Everything else travels with `percepta_pipeline.py` and is loaded with `trust_remote_code=True`.
 """
@@ -28,6 +29,7 @@ from diffusers import DiTTransformer2DModel, SD3Transformer2DModel, UNet2DModel
 from percepta._version import __version__
 from percepta.formulation import Denoiser, Formulation
 from percepta.interop.schedules import SamplerDefaults, kind_of, scheduler_for
+from percepta.interop.text import PIPELINES, TextSide
 from percepta.interop.travelling import travelling_source
 from percepta.networks import Network
 
@@ -46,17 +48,20 @@ class Plan:
     learned_variance: bool = False  # the scheduler uses the network's own variance
     guided: bool = False  # a stock pipeline, with ours beside it for what it lacks
     notes: tuple[str, ...] = field(default=())
+    load: str = ""  # what from_pretrained has to be told beside the folder
 
 
-def plan_export(denoiser: Denoiser, vae: torch.nn.Module | None, defaults: SamplerDefaults) -> Plan:
+def plan_export(denoiser: Denoiser, vae: torch.nn.Module | None, defaults: SamplerDefaults, text: TextSide | None = None) -> Plan:
     """Which pipeline samples this denoiser right."""
     network = denoiser.network
     if not isinstance(network, Network):
         raise ValueError(f"only networks of percepta.networks.adapt can be exported, got {type(network).__name__}")
+    if network.reads.needed and text is not None:
+        return _plan_text(denoiser, vae, defaults, text)
     if network.reads.needed:
         raise ValueError(
-            f"a network told {', '.join(network.reads.needed)} needs its text encoder beside it: save the model with "
-            "network.save_pretrained(FOLDER) and put it into the pipeline that it came from"
+            f"a network told {', '.join(network.reads.needed)} needs its text encoder beside it: say with `text` (find_text(FOLDER)) which "
+            "pipeline it came from, or save the model alone with network.save_pretrained(FOLDER)"
         )
     model: Any = network.model
     if model.config.sample_size is None:
@@ -82,6 +87,25 @@ def plan_export(denoiser: Denoiser, vae: torch.nn.Module | None, defaults: Sampl
     ):
         return Plan("DiTPipeline", part, "vae")
     return own
+
+
+def _plan_text(denoiser: Denoiser, vae: Any, defaults: SamplerDefaults, text: TextSide) -> Plan:
+    """Stable Diffusion's own pipelines: what they cannot be told is refused."""
+    if vae is None or (text.kind != "sd3" and not _plain(vae)):
+        raise ValueError(
+            f"a {text.pipeline} decodes latents that are scaled by one number: give its autoencoder, got {vae and vae.config}"
+        )
+    kind, listed = kind_of(denoiser.formulation), defaults.listed(denoiser.formulation) is not None
+    if kind != ("flow" if text.kind == "sd3" else "discrete") or listed or (text.kind == "sd" and defaults.spacing == "leading"):
+        raise ValueError(
+            f"a {text.pipeline} cannot sample a {kind} path by {defaults.solver} with the spacing {defaults.spacing!r} as Percepta does"
+            + (": export with trailing" if kind == "discrete" else "")
+        )
+    if text.kind == "sd3":
+        note = "diffusers spreads the steps of a flow a little differently; sigmas=[1 - i / steps for i in range(steps)] gives Percepta's"
+        load = "" if "text_encoder_3" in text.parts else ", text_encoder_3=None, tokenizer_3=None"
+        return Plan(text.pipeline, "transformer", "vae", notes=(note,), load=load)
+    return Plan(text.pipeline, "unet", "vae")
 
 
 def _does_all(plan: Plan, kind: str, defaults: SamplerDefaults) -> bool:
@@ -121,16 +145,16 @@ def _plan_unet(network: Network, kind: str, defaults: SamplerDefaults, vae: Any)
 
 
 def export_pipeline(out: str | Path, denoiser: Denoiser, *, vae: torch.nn.Module | None = None, sampler: SamplerDefaults | None = None,
-                    class_names: Sequence[str] | None = None, card: Mapping[str, Any] | None = None) -> Path:  # fmt: skip
+                    class_names: Sequence[str] | None = None, card: Mapping[str, Any] | None = None, text: TextSide | None = None) -> Path:  # fmt: skip
     """Write the pipeline to `out`, in one piece: a folder beside it is filled first and then renamed. Returns `out`.
 
     `sampler` says how it samples by default. `card` fills the README: title, description, training, protocol (a mapping), license,
-    license_name, license_link.
+    license_name, license_link. `text` is the text side (`find_text`) of a network that reads prompts; it is copied as it is.
     """
     out, network = Path(out), denoiser.network
     defaults = (SamplerDefaults() if sampler is None else sampler).resolved(denoiser.formulation)
     vae = getattr(vae, "model", vae)
-    plan = plan_export(denoiser, vae, defaults)
+    plan = plan_export(denoiser, vae, defaults, text)
     assert isinstance(network, Network)
     if class_names is not None and len(class_names) != network.num_classes:
         raise ValueError(f"{len(class_names)} class names for a network of {network.num_classes} classes")
@@ -145,7 +169,9 @@ def export_pipeline(out: str | Path, denoiser: Denoiser, *, vae: torch.nn.Module
     out.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
-        _write(work, denoiser, plan, vae, defaults, None if class_names is None else tuple(class_names), card or {}, out.name)
+        copied = {} if text is None else text.copy_to(work)
+        names = None if class_names is None else tuple(class_names)
+        _write(work, denoiser, plan, vae, defaults, names, card or {}, out.name, copied)
         replace_folder(work, out)
     finally:
         shutil.rmtree(work, ignore_errors=True)
@@ -164,14 +190,18 @@ def replace_folder(work: Path, out: Path) -> None:
 
 
 def _write(work: Path, denoiser: Denoiser, plan: Plan, vae: Any, defaults: SamplerDefaults, names: tuple[str, ...] | None,
-           card: Mapping[str, Any], folder: str) -> None:  # fmt: skip
+           card: Mapping[str, Any], folder: str, copied: Mapping[str, Any]) -> None:  # fmt: skip
     network: Any = denoiser.network
     cls = type(network.model)
     scheduler: Any = scheduler_for(denoiser.formulation, defaults, plan.learned_variance)
     own_code = not hasattr(diffusers, cls.__name__)
     module = cls.__module__.rpartition(".")[2]
     ours = plan.pipeline == OWN_PIPELINE
+    if plan.pipeline == PIPELINES["sd"]:
+        # this pipeline would set it, with a warning; the trailing grid has no offset
+        scheduler.register_to_config(steps_offset=1)
     index: dict[str, Any] = {
+        **copied,
         "_class_name": [CODE.removesuffix(".py"), OWN_PIPELINE] if ours else plan.pipeline,
         "_diffusers_version": diffusers.__version__,
         plan.network: [module if own_code else "diffusers", cls.__name__],
@@ -216,6 +246,8 @@ def _calls(network: Network, plan: Plan, defaults: SamplerDefaults) -> tuple[str
     )
     if plan.pipeline == OWN_PIPELINE:
         return ", trust_remote_code=True", ours, ""
+    if network.reads.needed:
+        return plan.load, f'"a prompt", {steps}, guidance_scale={defaults.guidance if defaults.exact else 4.0:g}', ""
     if plan.pipeline == "DiTPipeline":
         return "", f"{labels}, {steps}, guidance_scale={max(defaults.guidance, 1.0)}", ""
     eta = f", eta={defaults.eta}" if plan.pipeline in ("DDIMPipeline", "LDMPipeline") and defaults.eta else ""
@@ -236,6 +268,7 @@ def _card(denoiser: Denoiser, plan: Plan, defaults: SamplerDefaults, names: tupl
     )
     fields = dict.fromkeys(("title", "description", "training", "protocol", "license", "license_name", "license_link")) | dict(card)
     return template.render(
+        task="text-to-image" if network.reads.needed else "unconditional-image-generation",
         card=fields, folder=folder, load=load, call=call, trust=plan.pipeline == OWN_PIPELINE, code=CODE, own=own_file, guided=guided,
         guided_why="" if network.reads.null_label else " and the even grid", notes=plan.notes, class_names=names,
         facts=_facts(denoiser.formulation, type(network.model).__name__, count, network, plan, defaults),

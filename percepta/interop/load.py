@@ -4,7 +4,6 @@ No code from the folder is ever run: components are built from diffusers' classe
 read in a process of its own, as tensors only (percepta.weights).
 """
 
-import json
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,23 +16,12 @@ from torch import nn
 
 from percepta.formulation import Denoiser, Formulation, formulation_from_config
 from percepta.interop.export import RECORD
+from percepta.interop.folders import NETWORKS, TEXT, VAES, TextParts, find_folder, read_json
 from percepta.interop.schedules import SamplerDefaults, UnknownMeaning, defaults_of, formulation_of, scheduler_for
 from percepta.networks import Network, adapt, cascade_formulation, load_model
 from percepta.path import AbstractDiscretePath
 from percepta.weights import read_weights
 
-NETWORKS = ("unet", "transformer", "model", "prior")
-VAES = ("vae", "vqvae", "movq")
-TEXT = (
-    "text_encoder",
-    "text_encoder_2",
-    "text_encoder_3",
-    "tokenizer",
-    "tokenizer_2",
-    "tokenizer_3",
-    "image_encoder",
-    "feature_extractor",
-)
 FLAGS = (
     "say what the network puts out and how it was noised: --predict eps|x0|v|flow|edm, and for eps, x0, v --schedule linear|cosine"
 )
@@ -41,7 +29,8 @@ FLAGS = (
 
 @dataclass(frozen=True)
 class Pipeline:
-    """What a folder held. `vae` is diffusers' model; `parts` are text encoders and tokenizers by name; `sampler` is how it sampled.
+    """What a folder held. `vae` is diffusers' model; `parts` are text encoders and tokenizers by name, loaded when they are asked for; `sampler` is
+    how it sampled.
 
     `origin` tells where it came from (path, pipeline, scheduler, network class), for a run's config and for reports.
     """
@@ -69,38 +58,8 @@ def load_pipeline(path: str | Path, formulation: Formulation | None = None) -> P
     raise ValueError(f"{folder} is neither a pipeline (no model_index.json), nor a run (no model/), nor a model (no config.json)")
 
 
-def find_folder(path: str | Path) -> Path:
-    """A local folder, or the cached copy of a Hugging Face repository; nothing is downloaded."""
-    folder = Path(path).expanduser()
-    if folder.is_dir():
-        return folder
-    name = str(path)
-    if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
-        raise ValueError(f"no folder {path}; give a pipeline's folder, a run's, or a cached repository as OWNER/NAME")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(name, local_files_only=True))
-    except LocalEntryNotFoundError:
-        raise ValueError(
-            f"{name} is neither a folder nor in the Hugging Face cache, and nothing is downloaded here: "
-            f"run 'hf download {name}' first, or give a local folder"
-        ) from None
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} must hold a JSON object, got {type(value).__name__}")
-    return value
-
-
 def _from_index(folder: Path, formulation: Formulation | None) -> Pipeline:
-    index = _json(folder / "model_index.json")
+    index = read_json(folder / "model_index.json")
     present = {
         name: value
         for name, value in index.items()
@@ -114,18 +73,18 @@ def _from_index(folder: Path, formulation: Formulation | None) -> Pipeline:
     pipeline = index.get("_class_name")
     pipeline = str(pipeline[-1] if isinstance(pipeline, list) else pipeline)
     scheduler = (
-        _json(folder / "scheduler" / "scheduler_config.json")
+        read_json(folder / "scheduler" / "scheduler_config.json")
         if (folder / "scheduler" / "scheduler_config.json").is_file()
         else None
     )
-    record = _json(folder / RECORD) if (folder / RECORD).is_file() else None
+    record = read_json(folder / RECORD) if (folder / RECORD).is_file() else None
     meaning, sampler = _meaning(folder, formulation, scheduler, record)
     network = adapt(load_component(folder / networks[0]), num_classes=None)
     _check_variance(network, scheduler)
     _check_cascade(network, meaning)
     vaes = [name for name in VAES if name in present]
     vae = load_component(folder / vaes[0]).requires_grad_(False) if vaes else None
-    parts = {name: _text_part(folder / name, present[name]) for name in TEXT if name in present}
+    parts = TextParts(folder, {name: present[name] for name in TEXT if name in present})
     origin = {"path": str(folder), "pipeline": pipeline, "network": type(network.model).__name__,
               "scheduler": str((scheduler or {}).get("_class_name", "none"))}  # fmt: skip
     return Pipeline(Denoiser(network, meaning), vae, _class_names(index, record, network), sampler, origin, parts)
@@ -146,9 +105,11 @@ def _from_model(folder: Path, formulation: Formulation | None) -> Pipeline:
         raise UnknownMeaning(
             f"{folder} is a model without a scheduler_config.json in it or beside it, so nothing tells how it was trained: {FLAGS}"
         )
-    scheduler = None if found is None else _json(found)
+    scheduler = None if found is None else read_json(found)
     record = folder.parent / RECORD if found is not None and found.parent.parent == folder.parent else None
-    meaning, sampler = _meaning(folder, formulation, scheduler, _json(record) if record is not None and record.is_file() else None)
+    meaning, sampler = _meaning(
+        folder, formulation, scheduler, read_json(record) if record is not None and record.is_file() else None
+    )
     _check_variance(network, scheduler)
     _check_cascade(network, meaning)
     origin = {
@@ -228,17 +189,3 @@ def load_component(folder: Path) -> Any:
         (Path(scratch) / "config.json").write_text((folder / "config.json").read_text())
         save_file(read_weights(old), Path(scratch) / "diffusion_pytorch_model.safetensors")
         return load_model(scratch)
-
-
-def _text_part(folder: Path, where: list[str]) -> Any:
-    """A tokenizer or text encoder of transformers."""
-    try:
-        import transformers
-    except ImportError as error:
-        raise ValueError(f"{folder.name} is a part of transformers, which is missing: pip install 'percepta[clip]'") from error
-    cls = getattr(transformers, where[1], None)
-    if where[0] != "transformers" or cls is None:
-        raise ValueError(f"{folder.name} is {where[0]}.{where[1]}, which transformers {transformers.__version__} does not have")
-    if not issubclass(cls, transformers.PreTrainedModel):
-        return cls.from_pretrained(folder, local_files_only=True)
-    return cls.from_pretrained(folder, local_files_only=True, use_safetensors=True).requires_grad_(False).eval()

@@ -109,7 +109,8 @@ class PerceptaPipeline(DiffusionPipeline):
         scale = self.config.guidance if guidance_scale is None else guidance_scale
         if scale != 1 and not (labels is not None and self.config.null_class):
             raise ValueError("guidance needs a network with classes and a null label; leave guidance_scale out")
-        config, size = self.network.config, self.network.config.sample_size
+        config = self.network.config
+        size = (config.get("_percepta") or {}).get("sample_size") or config.sample_size
         height, width = (size, size) if isinstance(size, int) else size
         count = (1 if batch_size is None else batch_size) if labels is None else len(labels)
         shape, dtype, device = (count, config.in_channels, height, width), self.network.dtype, self._execution_device

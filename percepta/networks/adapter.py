@@ -44,15 +44,20 @@ class Network(nn.Module):
         self.time_factor = facts.time_factor
         self.in_channels: int = config.in_channels
         self.out_channels: int = config.in_channels if config.out_channels is None else config.out_channels
-        size = config.sample_size
+        size = facts.sample_size or config.sample_size
         self.sample_size: int | None = size if size is None or isinstance(size, int) else max(size)
-        self.null_keys = tuple(null or ())
-        for key, value in (null or {}).items():
+        self.null_keys: tuple[str, ...] = ()
+        self.set_null(null or {})
+
+    def set_null(self, null: Mapping[str, Tensor]) -> None:
+        """From now on this is the embedding of the empty condition, one row per key; it is not saved with the weights."""
+        for key, value in null.items():
             if value.shape[:1] != (1,):
                 raise ValueError(f"the null condition {key!r} is one row, [1, ...], got {tuple(value.shape)}")
             if key not in {**self.reads.needed, **self.reads.optional}:
                 raise ValueError(f"a null condition {key!r} was given, but this {self.family.name} reads {self._wanted()}")
             self.register_buffer(f"null_{key}", value.detach().clone(), persistent=False)
+        self.null_keys = tuple(null)
 
     @property
     def num_classes(self) -> int | None:
@@ -179,12 +184,18 @@ class Network(nn.Module):
         return row
 
     def resize(self, size: int) -> None:
-        """Say that the model is for images of this side from now on; refused where its class cannot take them."""
-        problem = self.family.check_size(self.model, size, size)
-        if problem is not None:
-            raise ValueError(f"this {self.family.name} cannot be trained at {size} x {size}: {problem}")
-        self.model.register_to_config(sample_size=size)
-        self.sample_size = size
+        """From now on the model is for images of this side; refused where its class cannot take them.
+
+        The tokens of a transformer keep their range of positions (percepta.networks.positions), here and in what is saved.
+        """
+        step = self.family.step(self.model)
+        if size < 1 or size % step:
+            raise ValueError(
+                f"this {self.family.name} cannot be trained at {size} x {size}: height and width must be multiples of {step}"
+            )
+        if size != self.sample_size:
+            self.family.resize(self.model, size)
+            self.sample_size = size
 
     def enable_gradient_checkpointing(self) -> None:
         """Trade compute for memory: blocks are computed again in the backward pass."""

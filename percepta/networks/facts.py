@@ -1,5 +1,5 @@
 """What a model's own configuration cannot say: how many of its labels are classes, in which unit it reads time, how many heads
-attend.
+attend, at which size it went on.
 
 A class table of N + 1 rows may hold N + 1 classes, or N classes and the null label that guidance needs; improved-diffusion
 embeds the times of a 4000-step path on a scale of 1000, and has four heads at every width, where UNet2DModel knows one head
@@ -17,7 +17,8 @@ KEY = "_percepta"
 class Facts:
     """`num_classes` counts true classes; the network reads time * `time_factor`; `num_heads` is the number of heads of every
     attention layer of a UNet2DModel; `frequency_shift` is the spacing of a DiT's time frequencies, 10000^(-i/(128 - shift)):
-    0 in the published code, 1 in diffusers. None: the model's own configuration decides. A plain diffusers pipeline ignores
+    0 in the published code, 1 in diffusers. `sample_size` is the size that a DiT makes now, where its configuration must go on to name
+    the one it was made for (percepta.networks.positions). None: the model's own configuration decides. A plain diffusers pipeline ignores
     all but the classes: a model that needs them is exported with a pipeline of its own (percepta.interop).
     """
 
@@ -25,6 +26,7 @@ class Facts:
     time_factor: float = 1.0
     num_heads: int | None = None
     frequency_shift: float | None = None
+    sample_size: int | None = None
 
     def __post_init__(self) -> None:
         if self.num_classes is not None and self.num_classes < 1:

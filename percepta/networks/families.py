@@ -6,7 +6,7 @@ family and list it in FAMILIES. Models are typed Any here, because their configu
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -16,7 +16,8 @@ from torch import Tensor
 
 from percepta.networks.cascade import Cascade
 from percepta.networks.ddpmpp import DDPMPP
-from percepta.networks.facts import Facts
+from percepta.networks.facts import Facts, facts_of, remember
+from percepta.networks.positions import divide_grid, rewrite_table
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,10 @@ class AbstractFamily(ABC):
         """What is wrong with this size, if anything."""
         step = self.step(model)
         return None if height % step == 0 and width % step == 0 else f"height and width must be multiples of {step}"
+
+    def resize(self, model: Any, size: int) -> None:
+        """Make the model one for images of this side, a multiple of the step."""
+        model.register_to_config(sample_size=size)
 
 
 def table_reads(rows: int, facts: Facts, name: str) -> Reads:
@@ -137,6 +142,8 @@ class DiTFamily(AbstractFamily):
             block.norm1.emb.class_embedder.dropout_prob = 0.0
             if facts.frequency_shift is not None:
                 block.norm1.emb.time_proj.downscale_freq_shift = facts.frequency_shift
+        if facts.sample_size is not None:
+            divide_grid(model.pos_embed, facts.sample_size)
 
     def reads(self, model: Any, facts: Facts) -> Reads:
         classes: int = model.config.num_embeds_ada_norm
@@ -151,6 +158,11 @@ class DiTFamily(AbstractFamily):
         return super().check_size(model, height, width) or (
             None if height == width else "a DiTTransformer2DModel makes square images only"
         )
+
+    def resize(self, model: Any, size: int) -> None:
+        """The configuration goes on to name the first size, from which the class divides its range of positions, here and anywhere."""
+        remember(model, replace(facts_of(model), sample_size=None if size == model.config.sample_size else size))
+        divide_grid(model.pos_embed, size)
 
     def call(self, model: Any, x: Tensor, time: Tensor, labels: Tensor | None, named: Mapping[str, Tensor]) -> Tensor:
         labels = torch.zeros(len(x), dtype=torch.long, device=x.device) if labels is None else labels
@@ -194,6 +206,10 @@ class MMDiTFamily(AbstractFamily):
         return super().check_size(model, height, width) or (
             None if max(height, width) <= most else f"its position table ends at {most} x {most}"
         )
+
+    def resize(self, model: Any, size: int) -> None:
+        rewrite_table(model.pos_embed, model.config.sample_size, size)
+        model.register_to_config(sample_size=size, pos_embed_max_size=model.pos_embed.pos_embed_max_size)
 
     def call(self, model: Any, x: Tensor, time: Tensor, labels: Tensor | None, named: Mapping[str, Tensor]) -> Tensor:
         if not named:
@@ -274,6 +290,12 @@ class DDPMPPFamily(AbstractFamily):
 
     def step(self, model: Any) -> int:
         return 2 ** (len(model.config.channel_mult) - 1)
+
+    def resize(self, model: Any, size: int) -> None:
+        """The configuration says by sizes which levels attend."""
+        config = model.config
+        levels = [k for k in range(len(config.channel_mult)) if config.sample_size >> k in config.attention_sizes]
+        model.register_to_config(sample_size=size, attention_sizes=[size >> k for k in levels])
 
     def call(self, model: Any, x: Tensor, time: Tensor, labels: Tensor | None, named: Mapping[str, Tensor]) -> Tensor:
         return model(x, time, labels, named.get("augment_labels"))

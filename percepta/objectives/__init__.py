@@ -6,9 +6,8 @@ from percepta.objectives.metric import Metric
 from percepta.objectives.mmd import Mmd
 from percepta.objectives.perceptual import PyramidL1
 from percepta.objectives.reconstruction import L1, Kl
-from percepta.objectives.reweighting import LevelReweight, variance_ratio
 from percepta.objectives.self_perceptual import SelfPerceptual, frozen_copy
-from percepta.objectives.term import AbstractObjective, AbstractPerBatch, AbstractPerSample, Term, TrainsCritic
+from percepta.objectives.term import AbstractObjective, AbstractPerBatch, AbstractPerSample, Calibrated, Term, TrainsCritic
 from percepta.objectives.weights import WEIGHTS, Weight, weight_named
 
 __all__ = [
@@ -17,10 +16,10 @@ __all__ = [
     "AbstractObjective",
     "AbstractPerBatch",
     "AbstractPerSample",
+    "Calibrated",
     "Denoising",
     "Kl",
     "LatentPerceptual",
-    "LevelReweight",
     "Metric",
     "Mmd",
     "PyramidL1",
@@ -29,6 +28,5 @@ __all__ = [
     "TrainsCritic",
     "Weight",
     "frozen_copy",
-    "variance_ratio",
     "weight_named",
 ]

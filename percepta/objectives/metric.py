@@ -23,7 +23,7 @@ FARTHEST = 1.5  # of a target in [-1, 1]: some autoencoders and resizes overshoo
 
 class Metric(AbstractPerSample):
     """The distance of each x0_hat to its x0 in `space`. `size`: both are resized to it first; None leaves them as they are. A space that
-    brings images to a size of its own (DINOv2, CLIP, domain) gets them as they are in any case.
+    brings images to a size of its own (DINOv2, CLIP, domain) gets them as they are in any case, and so does one that reads latents.
 
     The features of targets that are known beforehand are computed once, by `of`; `between` takes them.
     """
@@ -31,7 +31,8 @@ class Metric(AbstractPerSample):
     def __init__(self, space: Space, size: int | None = SIZE) -> None:
         if size is not None and size < 1:
             raise ValueError(f"images are resized to 1 pixel or more, or None leaves them as they are; got {size}")
-        self.space = space if size is None or space.resizes else Resized(space, size)
+        latents = space.reads.kind == "latents"
+        self.space = space if size is None or space.resizes or latents else Resized(space, size)
         self._looked = False
 
     def __call__(self, est: Estimate) -> Float[Tensor, "b"]:
@@ -63,7 +64,7 @@ class Metric(AbstractPerSample):
 
     def _check_range(self, x0: Tensor) -> None:
         """Of every batch on a CPU; elsewhere of the first one, since a device waits where a number is read from it."""
-        if self._looked and x0.device.type != "cpu":
+        if self.space.reads.kind == "latents" or (self._looked and x0.device.type != "cpu"):
             return
         self._looked = True
         farthest = float(x0.detach().abs().max()) if x0.numel() else 0.0

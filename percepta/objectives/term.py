@@ -9,6 +9,7 @@ of 1(gate) loss, as the papers write it.
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -50,10 +51,30 @@ class TrainsCritic(ABC):
 
 
 @dataclass(frozen=True)
+class Calibrated:
+    """How a term's weight is found on the first batches of a run, beside the term that it joins (percepta.training.calibration).
+
+    share: it is to be `part` of the sum of the two losses. variance: its variance is to be `part` of the other's. levels: it weighs noise levels
+    as the term `by` would, by w Var(by)/Var(other), with the weight w that `by` has or would be found to have.
+    """
+
+    rule: Literal["share", "variance", "levels"] = "share"
+    part: float = 0.2
+    by: "Term | None" = None
+
+    def __post_init__(self) -> None:
+        if (self.rule == "levels") != (self.by is not None):
+            raise ValueError(f"the rule levels, and no other, says by which term; got {self.rule} by {self.by and self.by.name}")
+        if not 0 < self.part < (1 if self.rule == "share" else float("inf")):
+            raise ValueError(f"a {self.rule} of {self.part:g} cannot be: it is above 0{', and below 1' * (self.rule == 'share')}")
+
+
+@dataclass(frozen=True)
 class Term:
     """`weight` maps an estimate to one number per sample, `keep` to the mask of the samples that are judged at all.
 
     `share` is the part of the gradient's norm that the term is wanted to have: its weight then follows, where a method is trained by the loop.
+    `calibrated` says how the weight is found, once, where that is left to the first batches.
     With `every` n a method judges by it in each n-th step alone, and it counts n times there: the same on average, for less work.
     """
 
@@ -64,6 +85,7 @@ class Term:
     keep: Callable[[Estimate], Bool[Tensor, "b"]] | None = None
     every: int = 1
     share: float | None = None
+    calibrated: Calibrated | None = None
 
     def __post_init__(self) -> None:
         if self.share is not None and not 0 < self.share < 1:
@@ -81,20 +103,23 @@ class Term:
         return self(est) * self.every if step % self.every == self.every - 1 else est.x0_hat.sum() * 0
 
     def __call__(self, est: Estimate) -> Float[Tensor, ""]:
-        if self.keep is None:
-            judged = est
-        else:
-            judged = est.select(self.keep(est))
-            # keeps the graph; a per-batch objective is asked even so, since it may gather the rows that other ranks kept
-            if len(judged) == 0 and isinstance(self.objective, AbstractPerSample):
-                return est.x0_hat.sum() * 0
-        if isinstance(self.objective, AbstractPerBatch):
+        judged = self.judged(est)
+        if isinstance(self.objective, AbstractPerBatch):  # asked even with no rows, since it may gather those that other ranks kept
             return self.scale * self.objective(judged)
+        if len(judged) == 0:
+            return est.x0_hat.sum() * 0  # keeps the graph
+        return self.scale * self.losses(judged).sum() / len(est)
+
+    def judged(self, est: Estimate) -> Estimate:
+        """The samples that the gate keeps."""
+        return est if self.keep is None else est.select(self.keep(est))
+
+    def losses(self, judged: Estimate) -> Float[Tensor, "b"]:
+        """Of each sample that is judged, weighted, before `scale`; for per-sample objectives."""
+        assert isinstance(self.objective, AbstractPerSample)
         losses = self.objective(judged)
         assert losses.shape == (len(judged),), (self.name, losses.shape, len(judged))
-        if self.weight is not None:
-            losses = losses * expand(self.weight(judged), losses)
-        return self.scale * losses.sum() / len(est)
+        return losses if self.weight is None else losses * expand(self.weight(judged), losses)
 
 
 def per_sample(error: Float[Tensor, "b *d"]) -> Float[Tensor, "b"]:

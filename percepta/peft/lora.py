@@ -4,21 +4,29 @@ A convolution's A has its kernel and r outputs, its B is 1 x 1. B = 0 makes the 
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from diffusers import SD3Transformer2DModel, UNet2DConditionModel
 from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
 from torch import nn
 
+from percepta.networks import facts_of
+from percepta.networks.families import family_of
+from percepta.networks.positions import rewritten
 from percepta.peft.adapter import AbstractPeft, Base
 from percepta.peft.targets import chosen_layers
 
+TABLE = """
+
+It was trained at another size than the base, with positions that its own table does not have. They are no part of an adapter: take them from the merged
+pipeline too, `pipe.transformer.pos_embed = DiffusionPipeline.from_pretrained("RUN/model").transformer.pos_embed`, and say `height` and `width`."""
 NAME = "default"  # peft's name of the only adapter
 PREFIX = "base_model.model."  # what a PeftModel puts before the names of the model that it wraps
 
@@ -67,7 +75,8 @@ class Lora(AbstractPeft):
         kind = {"base_model_class": type(model).__name__, "parent_library": type(model).__module__}
         config.save_pretrained(str(folder), auto_mapping_dict=kind)
         _in_order(folder / "adapter_config.json")
-        (folder / "README.md").write_text(_readme(type(model).__name__, self, base))
+        told = _for_pipelines(model, tensors, config, folder)
+        (folder / "README.md").write_text(_readme(type(model).__name__, self, base, told, rewritten(model)))
 
     def facts(self, model: nn.Module) -> dict[str, Any]:
         return {"rank": self.rank, "alpha": self.alpha or self.rank, "layers": list(_layers(model))}
@@ -78,6 +87,18 @@ def _layers(model: nn.Module) -> dict[str, Any]:
     return {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
 
 
+def _for_pipelines(model: nn.Module, tensors: Mapping[str, torch.Tensor], config: LoraConfig, folder: Path) -> bool:
+    """The same weights once more as `pipe.load_lora_weights` wants them, for networks of Stable Diffusion's pipelines."""
+    part = {UNet2DConditionModel: "unet", SD3Transformer2DModel: "transformer"}.get(type(model))
+    if part is None or not family_of(model).reads(model, facts_of(model)).needed:
+        return False
+    facts = {f"{part}.{key}": sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
+    named = {f"{part}.{name}": value.detach().cpu().contiguous() for name, value in tensors.items()}
+    about = {"format": "pt", "lora_adapter_metadata": json.dumps(facts, sort_keys=True, default=str)}
+    save_file(named, folder / "pytorch_lora_weights.safetensors", metadata=about)
+    return True
+
+
 def _in_order(config: Path) -> None:
     """peft writes sets, in an order that changes from process to process: the same adapter would give other bytes."""
     values = json.loads(config.read_text())
@@ -85,7 +106,8 @@ def _in_order(config: Path) -> None:
     config.write_text(json.dumps(ordered, indent=2, sort_keys=True) + "\n")
 
 
-def _readme(kind: str, lora: Lora, base: Base) -> str:
+def _readme(kind: str, lora: Lora, base: Base, told: bool, moved: bool) -> str:
+    pipelines = '\n`pipe.load_lora_weights("FOLDER")` reads it too, where the base is a pipeline.\n' if told else ""
     return f"""---
 library_name: peft
 ---
@@ -99,9 +121,10 @@ An adapter for the `{kind}` of `{base.name}`, and for no other weights: those it
 {_example(kind, base)}
 ```
 
+{pipelines}
 It needs peft and diffusers (`pip install peft diffusers`). Put it on the base, not on a pipeline that it is merged into already. Then sample as the
 card of the base says. If the training changed how the pipeline samples (Percepta's recipe mmd does), take its scheduler from the merged pipeline, the
-`model` folder of the run: `pipe.scheduler = DiffusionPipeline.from_pretrained("RUN/model").scheduler`.
+`model` folder of the run: `pipe.scheduler = DiffusionPipeline.from_pretrained("RUN/model").scheduler`.{TABLE if moved else ""}
 """
 
 

@@ -58,6 +58,7 @@ class TrainMmd(Recipe):
     })  # fmt: skip
     presets = MappingProxyType(PRESETS)
     size_of_init = True
+    latents_of_init = False  # it compares images, and decodes by itself
 
     sampler_steps: int = 5
     """Steps of the chain, in training and afterwards."""
@@ -103,30 +104,33 @@ class TrainMmd(Recipe):
         made_for = image_size(size, vae)
         if made_for not in (None, images.size):
             raise ValueError(f"--init makes images of {made_for} px, and --size is {images.size}: say --size {made_for}")
-        how, micro, shape = self._drawn(denoiser), context.micro_batch or MICRO, (context.channels, context.size, context.size)
+        how, micro = self._drawn(denoiser, context), context.micro_batch or MICRO
+        shape = (context.channels, context.size, context.size)
         rollout = Rollout(
             denoiser, solver(how.sampler, eta=how.eta, clip=how.clip), grid(denoiser.path, how.steps, how.spacing), how.guidance,
             self.backprop, micro, vae, None if vae is None else shape,
         )  # fmt: skip
-        product = Sampled(denoiser, shape, how.sampler, vae, context.class_names, how)
+        product = Sampled(denoiser, shape, how.sampler, vae, context.class_names, how, context.prompts)
         terms = list(self._terms(images, micro)) if context.trains else []
         return Method(denoiser, rollout, terms, product, beside=self._beside(denoiser, vae, micro))
 
-    def _drawn(self, denoiser: Denoiser) -> Drawn:
+    def _drawn(self, denoiser: Denoiser, context: Context) -> Drawn:
         """The chain, as a scheduler of diffusers will draw it; ValueError where there is none that does."""
         guided = self.chain_guidance
         network = denoiser.network
         assert isinstance(network, Network)
-        if guided != 1 and not network.num_classes:
+        text = None if context.prompts is None else context.prompts.text
+        if guided != 1 and text is None and not network.num_classes:
             raise ValueError(f"--chain-guidance {guided:g} needs a class-conditional model; that of --init has no classes")
-        if guided != 1 and not network.reads.null_label:
+        if guided != 1 and text is None and not network.reads.null_label:
             raise ValueError(
                 f"--chain-guidance {guided:g} needs a model that knows images without a class; that of --init does not"
             )
         if self.eta and (self.solver or "ddim") != "ddim":
             raise ValueError(f"--eta belongs to --solver ddim, got {self.eta:g} with {self.solver}")
         clip = (-1.0, 1.0) if self.clip_x0 else None
-        return exportable(denoiser.formulation, self.solver, Drawn("", self.sampler_steps, self.spacing, self.eta, clip, guided))
+        spacing = text.sampler.spacing if text is not None and self.spacing is None else self.spacing
+        return exportable(denoiser.formulation, self.solver, Drawn("", self.sampler_steps, spacing, self.eta, clip, guided))
 
     def _terms(self, context: Context, micro: int) -> Iterator[Term]:
         wanted = weighted(self.space)
@@ -142,7 +146,7 @@ class TrainMmd(Recipe):
             raise ValueError(f"--denoising-weight must be 0 or more, got {self.denoising_weight:g}")
         network = denoiser.network
         assert isinstance(network, Network)
-        plain = Denoise(denoiser, 0.1 if network.reads.null_label else 0.0)
+        plain = Denoise(denoiser, 0.1 if network.reads.null_label or network.null_keys else 0.0)
         term = Term("denoising", Denoising(), self.denoising_weight, weight=WEIGHTS[denoiser.formulation.output])
         return [Beside(plain if vae is None else DenoiseLatents(plain, vae), [term], micro)] if self.denoising_weight else []
 

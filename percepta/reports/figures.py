@@ -79,6 +79,23 @@ def heat_map(
     return _save(folder, name, _drawn(figure), words)
 
 
+def field_map(
+    folder: Path, name: str, values: Float[np.ndarray, "h w"], box: tuple[int, int, int, int], words: Words, scale: str
+) -> Path:
+    """A picture-like field of finite numbers with a colour bar; `box` (left, top, width, height, in places) is outlined."""
+    if values.ndim != 2 or not values.size or not np.isfinite(values).all():
+        raise ValueError(f"a field map needs a matrix of finite numbers, got shape {values.shape}")
+    from matplotlib.patches import Rectangle
+
+    figure = _figure(4.6, 3.8)
+    axes = figure.add_subplot()
+    image = axes.imshow(values, cmap="cividis", interpolation="nearest")
+    axes.add_patch(Rectangle((box[0] - 0.5, box[1] - 0.5), box[2], box[3], fill=False, edgecolor="white", linewidth=1.2))
+    axes.set_axis_off()
+    figure.colorbar(image, ax=axes, fraction=0.045, label=scale).outline.set_visible(False)  # pyright: ignore[reportCallIssue]
+    return _save(folder, name, _drawn(figure), words)
+
+
 def distribution_plot(folder: Path, name: str, lists: Mapping[str, Sequence[float]], words: Words, axis: str = "distance") -> Path:
     """Densities (histograms of equal area) of two or three lists of numbers on one axis, the medians marked."""
     arrays = {label: np.asarray(values, dtype=np.float64) for label, values in lists.items()}
@@ -106,6 +123,32 @@ def distribution_plot(folder: Path, name: str, lists: Mapping[str, Sequence[floa
     axes.set(xlabel=f"{axis} (upright lines: medians)", ylabel="density")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
+    return _save(folder, name, _drawn(figure), words)
+
+
+def curve_plots(
+    folder: Path, name: str, curves: Mapping[str, Mapping[float, tuple[float, float | None]]], words: Words, axis: str,
+    marks: Mapping[str, float] | None = None,
+) -> Path:  # fmt: skip
+    """A small plot for each curve, x -> (y, its spread or None), over one axis; the x that is marked has a ring around its point."""
+    if not curves or not all(curves.values()):
+        raise ValueError(f"curves need points, got { ({title: len(curve) for title, curve in curves.items()}) }")
+    columns = min(3, len(curves))
+    rows = -(-len(curves) // columns)
+    figure = _figure(0.6 + 2.9 * columns, 0.4 + 2.1 * rows)
+    for place, (title, curve) in enumerate(curves.items()):
+        axes, colour = figure.add_subplot(rows, columns, place + 1), LINES[place % len(LINES)]
+        x = sorted(curve)
+        y, spread = np.array([curve[one][0] for one in x], np.float64), np.array([curve[one][1] or 0.0 for one in x], np.float64)
+        axes.plot(x, y, color=colour, marker="o", markersize=3.5, linewidth=1.6)
+        if spread.any():
+            axes.fill_between(x, y - spread, y + spread, color=colour, alpha=0.14, linewidth=0)
+        at = (marks or {}).get(title)
+        if at is not None and at in curve:
+            axes.plot([at], [curve[at][0]], color=INK, marker="o", markersize=9, fillstyle="none", linewidth=0)
+        axes.set_title(title, fontsize=10, color=INK)
+        axes.set_xlabel(axis if place + columns >= len(curves) else "")
+        axes.spines[["top", "right"]].set_visible(False)
     return _save(folder, name, _drawn(figure), words)
 
 

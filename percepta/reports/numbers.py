@@ -113,6 +113,24 @@ def metric_table(runs: Sequence[Run]) -> dict[str, Any]:
     }
 
 
+def sweep_table(sweep: Mapping[str, Any]) -> dict[str, Any] | None:
+    """A guidance sweep: columns by metric, a row per weight. What is best was decided where it was measured; never a value that was trained against."""
+    if not sweep:
+        return None
+    names = list(dict.fromkeys(name for row in sweep["sweep"] for name in row["metrics"]))
+    rows, columns = [], []
+    for row in sweep["sweep"]:
+        cells = [_cell(row["metrics"].get(name), []) for name in names]
+        for name, cell in zip(names, cells, strict=True):
+            if cell:
+                cell["best"] = not cell["contaminated"] and number(sweep["best"].get(name)) == row["guidance"]
+        rows.append({"guidance": f"{row['guidance']:.10g}", "cells": cells})
+    for name in names:
+        space = next(str(row["metrics"][name].get("space") or "") for row in sweep["sweep"] if name in row["metrics"])
+        columns.append({"name": spoken(name, space), "better": direction(name)})
+    return {"columns": columns, "rows": rows, "warnings": [str(text) for text in sweep["warnings"]]}
+
+
 def _about(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     """What each metric of the table says, once, under the name that it has there."""
     first = {}

@@ -16,7 +16,7 @@ from typing import Any
 from percepta._version import __version__
 from percepta.reports.curves import evaluation_charts, training_charts
 from percepta.reports.facts import commands, fact_table, facts, lede, state
-from percepta.reports.numbers import flat, metric_table
+from percepta.reports.numbers import flat, metric_table, sweep_table
 from percepta.reports.pictures import GRIDS, PAGE, chosen, picture
 from percepta.reports.run import Run, read_runs
 
@@ -125,7 +125,7 @@ def _run(run: Run, place: int, of: int) -> dict[str, Any]:
         "name": run.name, "recipe": run.recipe, "lede": lede(run), "state": state(run), "facts": facts(run), "commands": commands(run),
         "settings": [(k, "none" if v is None else v) for k, v in flat({"knobs": run.config.get("knobs"), **run.settings})],
         "grids": grids, "all_grids": len(run.grids), "how": how_drawn(grids[-1]["how"]) if grids else "",
-        "panels": panels, "judged": bool(run.latest), "notes": notes,
+        "panels": panels, "judged": bool(run.latest), "sweep": sweep_table(run.sweep), "notes": notes,
     }  # fmt: skip
 
 

@@ -58,6 +58,7 @@ class Run:
     grids: Sequence[Grid] = ()
     during: Sequence[Judged] = ()  # evaluations.jsonl: while it trained
     judged: Sequence[Judged] = ()  # evaluation/*.json: afterwards
+    sweep: Mapping[str, Any] = field(default_factory=dict)  # evaluation/sweep.json: over guidance weights
     panels: Sequence[Panel] = ()
     notes: Sequence[str] = ()
     written: datetime | None = None
@@ -137,6 +138,7 @@ def read_run(root: Path, name: str | None = None) -> Run:
         grids=_grids(root / "samples", notes),
         during=[j for line in lines["evaluations.jsonl"] if (j := _judged(line, f"step {line['step']:,}"))],
         judged=_evaluations(root / "evaluation", notes),
+        sweep=_sweep(root / "evaluation" / "sweep.json", notes),
         panels=[panel for folder in FIGURES for panel in _panels(root / folder, notes)],
         notes=notes,
         written=datetime.fromtimestamp(max(p.stat().st_mtime for p in files), UTC),
@@ -201,6 +203,14 @@ def _evaluations(folder: Path, notes: list[str]) -> list[Judged]:
         if judged := _judged(record, _spoken(path.stem)):
             out.append(judged)
     return out
+
+
+def _sweep(path: Path, notes: list[str]) -> Mapping[str, Any]:
+    """Empty where there is none, or where its rows are not of weights and metrics."""
+    record = _mapping(_json(path, notes)) if path.is_file() else {}
+    rows = [row for row in _list(record.get("sweep")) if isinstance(row, dict) and number(row.get("guidance")) is not None]
+    kept = [{**row, "metrics": judged.metrics} for row in rows if (judged := _judged(row, "")) is not None]
+    return {"sweep": kept, "best": _mapping(record.get("best")), "warnings": list(_list(record.get("warnings")))} if kept else {}
 
 
 def _spoken(stem: str) -> str:

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from percepta.spaces.domain import Domain, train_domain
     from percepta.spaces.extractor import Extractor, known_extractors, open_extractor, split_name
     from percepta.spaces.inception import Inception
+    from percepta.spaces.latent_lpips import LatentLpips
+    from percepta.spaces.latent_lpips_fit import train_latent_lpips
     from percepta.spaces.lpips import Lpips, Pooled
     from percepta.spaces.metrics import known_metrics, open_metric
     from percepta.spaces.trunks import Trunk
@@ -24,6 +26,7 @@ _HOME = {
     "Domain": "domain",
     "Extractor": "extractor",
     "Inception": "inception",
+    "LatentLpips": "latent_lpips",
     "Lpips": "lpips",
     "Pooled": "lpips",
     "Trunk": "trunks",
@@ -33,6 +36,7 @@ _HOME = {
     "open_metric": "metrics",
     "split_name": "extractor",
     "train_domain": "domain",
+    "train_latent_lpips": "latent_lpips_fit",
 }
 
 __all__ = [
@@ -42,6 +46,7 @@ __all__ = [
     "Extractor",
     "Features",
     "Inception",
+    "LatentLpips",
     "Lpips",
     "Pixels",
     "Pooled",
@@ -53,6 +58,7 @@ __all__ = [
     "open_metric",
     "split_name",
     "train_domain",
+    "train_latent_lpips",
 ]
 
 

@@ -10,6 +10,7 @@ Memory: `checkpointing` computes each block again in the backward pass, and `cro
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from itertools import pairwise
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -41,10 +42,14 @@ class Decoder(Space):
     `upscale` says how many times finer than the latent each of these layers is. The autoencoder is frozen for good.
     """
 
-    def __init__(self, vae: Codec, layers: Sequence[int] | None = None, precision: str = "fp32", checkpointing: bool = False) -> None:
+    def __init__(
+        self, vae: Codec, layers: Sequence[int] | None = None, precision: str = "fp32", checkpointing: bool = False
+    ) -> None:
         super().__init__()
         if type(vae.model) not in WALKS:
-            raise ValueError(f"no decoder of {type(vae.model).__name__} is known here; known: {', '.join(c.__name__ for c in WALKS)}")
+            raise ValueError(
+                f"no decoder of {type(vae.model).__name__} is known here; known: {', '.join(c.__name__ for c in WALKS)}"
+            )
         if precision not in ("fp32", "bf16"):
             raise ValueError(f"the precision of a decoder is fp32 or bf16, got {precision!r}")
         self.vae, self.precision, self.checkpointing = vae, precision, checkpointing
@@ -126,7 +131,7 @@ class TinyWalk(AbstractWalk):
 
     def stages(self, model: Any, z: Tensor) -> tuple[Tensor, list[Stage]]:
         ends = [-1, *self.ends(model)]
-        parts = [model.decoder.layers[first + 1 : last + 1] for first, last in zip(ends, ends[1:], strict=False)]
+        parts = [model.decoder.layers[first + 1 : last + 1] for first, last in pairwise(ends)]
         return torch.tanh(z / 3) * 3, parts
 
 

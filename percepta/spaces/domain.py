@@ -8,9 +8,6 @@ that is published; `Domain.about` says so wherever the number is shown.
 """
 
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from hashlib import sha256
@@ -21,14 +18,15 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from safetensors.torch import save_file
 from torch import Tensor
 
-from percepta.spaces.domain_fit import DIMS, Encoder, Fitted, Recipe, fit
+from percepta.spaces.domain_fit import DIMS, Encoder, fit
+from percepta.spaces.pretext import Recipe
 from percepta.spaces.space import Features, Reads, Space
-from percepta.weights import hash_of_file, read_weights
+from percepta.spaces.trained import Kind
 
 WEIGHTS, FACTS = "encoder.safetensors", "domain.json"
+KIND = Kind("domain encoder", WEIGHTS, FACTS, "train_domain")
 LEAST = 16  # images
 PER_CLASS = 8  # images on average: of fewer, a network learns its examples by heart, and its features say little of any other
 BLOCK = 256  # images that are decoded before they are made small
@@ -54,15 +52,13 @@ class Domain(Space):
     def __init__(self, folder: str | Path, on: Space | None = None) -> None:
         super().__init__(on)
         self.facts = read_facts(Path(folder))
-        file = Path(folder) / WEIGHTS
-        self.weights = hash_of_file(file)
-        if self.weights != self.facts["weights"]:
-            raise ValueError(f"{file} is not the encoder that {FACTS} beside it describes: remove {folder} and train it again")
+        tensors = KIND.tensors_in(Path(folder))
+        self.weights = str(self.facts["weights"])
         self.name = f"domain:{self.weights[:12]}"
         self.size, self.dims = int(self.facts["size"]), DIMS
         with torch.random.fork_rng(devices=[]):
             self.encoder = Encoder(self.size)
-        self.encoder.load_state_dict(read_weights(file))
+        self.encoder.load_state_dict(tensors)
         self.freeze()
 
     @property
@@ -129,20 +125,14 @@ def train_domain(
         "method": method, "classes": classes if labelled else 0, "images": len(images), "of": len(source), "seed": seed,
         "fingerprint": source.fingerprint, "size": images.shape[-1], "reached": made.reached, "held": made.held, "recipe": asdict(recipe),
     }  # fmt: skip
-    _save(made, facts, target)
+    KIND.save(made.encoder.state_dict(), facts, target)
     note(f"domain encoder: {Domain(target).about}")
     return target
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
     """What stands beside the weights; ValueError where there is no encoder."""
-    file = folder / FACTS
-    if not file.is_file():
-        raise ValueError(f"{folder} holds no domain encoder ({FACTS} is missing): train_domain makes one")
-    try:
-        return json.loads(file.read_text())
-    except ValueError as error:
-        raise ValueError(f"{file} is damaged: remove {folder} and train it again ({error})") from error
+    return KIND.facts_in(folder)
 
 
 def _read(source: Images, indices: list[int], labelled: bool, check: Callable[[], None]) -> tuple[Tensor, Tensor | None]:
@@ -166,22 +156,3 @@ def _read(source: Images, indices: list[int], labelled: bool, check: Callable[[]
 def _shrunk(pixels: np.ndarray, size: int) -> Tensor:
     x = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None]
     return small(x.float(), size).round().to(torch.uint8)[0]
-
-
-def _save(made: Fitted, facts: dict[str, Any], target: Path) -> None:
-    """Whole or not at all: written beside and renamed. Where another process was faster, its encoder stays."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=".making-"))
-    try:
-        save_file({name: value.contiguous() for name, value in made.encoder.state_dict().items()}, scratch / WEIGHTS)
-        facts = facts | {"weights": hash_of_file(scratch / WEIGHTS)}
-        (scratch / FACTS).write_text(json.dumps(facts, indent=1) + "\n")
-        if target.is_dir() and not (target / FACTS).is_file():
-            shutil.rmtree(target)  # a part of an encoder, which nothing could ever be read from
-        if not target.is_dir():
-            os.replace(scratch, target)
-    except OSError as error:
-        if not (target / FACTS).is_file():
-            raise ValueError(f"the domain encoder cannot be saved in {target}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)

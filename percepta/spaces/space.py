@@ -30,10 +30,12 @@ class Reads:
         if x.ndim != 4 or not x.is_floating_point():
             raise ValueError(f"{reader} reads float {self.kind} [b, c, h, w], got {x.dtype} {tuple(x.shape)}")
         if self.channels is not None and x.shape[1] != self.channels:
-            raise ValueError(
-                f"{reader} reads {self.kind} of {self.channels} channels, got {x.shape[1]}; "
-                "latents are decoded first: Space(on=Decode(vae))"
+            advice = (
+                "are these of another autoencoder?"
+                if self.kind == "latents"
+                else "latents are decoded first: Space(on=Decode(vae))"
             )
+            raise ValueError(f"{reader} reads {self.kind} of {self.channels} channels, got {x.shape[1]}; {advice}")
         if min(x.shape[2:]) < self.min_size:
             raise ValueError(f"{reader} needs at least {self.min_size} x {self.min_size}, got {x.shape[2]} x {x.shape[3]}")
 

@@ -21,5 +21,11 @@ def balance(method: Method, shares: Mapping[str, float]) -> None:
 
 
 def weights_now(method: Method) -> dict[str, float]:
-    """The weights that move, for the log."""
-    return {f"weight/{t.name}": t.scale * method.scales.get(t.name, 1.0) for t in method.terms if t.share is not None}
+    """The weights that nobody gave as numbers, for the log: those that move, and those that were found on the first batches."""
+    moving = {t.name: t.scale * method.scales.get(t.name, 1.0) for t in method.terms if t.share is not None}
+    return {f"weight/{name}": value for name, value in (moving | calibrated_weights(method)).items()}
+
+
+def calibrated_weights(method: Method) -> dict[str, float]:
+    """Those that were found on the first batches (percepta.training.calibration)."""
+    return {t.name: t.scale * method.scales[t.name] for t in method.terms if t.calibrated is not None and t.name in method.scales}

@@ -1,9 +1,8 @@
 """The data of a run: images from a source, or the latents of a frozen autoencoder, as rows of each step."""
 
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,11 +11,14 @@ import torch
 from torch import Tensor
 
 from percepta.data import Source, Stream, Transform, open_source
+from percepta.data.captioned import Captioned
 from percepta.data.reader import Store
-from percepta.distributed import World
+from percepta.distributed import World, by_first
 from percepta.estimate import Batch
-from percepta.training.by_first import by_first
+from percepta.interop.folders import VAES, find_folder, read_json
+from percepta.interop.text import find_text
 from percepta.training.settings import Settings
+from percepta.training.texts import Prompts, cache_root, embed
 
 if TYPE_CHECKING:
     from percepta.data.latents import CacheResult
@@ -38,6 +40,8 @@ class Data:
     count: int
     examples: Callable[[], Tensor]
     vae: Any = None
+    latents: Callable[[int], Batch] | None = None  # so many of them, the same on every rank, where it is latents that train
+    prompts: Prompts | None = None  # captions, where --init reads text
 
 
 def open_data(
@@ -45,6 +49,14 @@ def open_data(
 ) -> Data:
     """The source that --data names, as images or, with --vae, as latents; `check` may raise to leave the encoding of latents."""
     source = open_source(settings.data, settings.size)
+    text = None if settings.init is None else find_text(settings.init)
+    if text is not None:
+        source = Captioned(source, settings.data, empty=settings.conditional == "no")
+        told = [source.class_names[label] for label in source.labels]
+        prompts = embed(text, told, settings.size, settings.cache, device, note, check)
+        data = (_latents(settings, source, True, world, device, note, check) if settings.vae
+                else _images(settings, source, True, world, device))  # fmt: skip
+        return replace(data, batches=prompts.conditioned(data.batches), num_classes=None, class_names=None, prompts=prompts)
     if settings.conditional == "yes" and not source.num_classes:
         raise ValueError(
             f"--conditional yes was asked for, but {settings.data} has no labels: use class sub-folders, metadata.jsonl with "
@@ -110,7 +122,8 @@ def _latents(
     names = tuple(source.class_names) if labelled else None
     batches = _labels(stream.batches, labelled)
     count, classes = len(source), source.num_classes if labelled else None
-    return Data(batches, channels, size, classes, names, result.key, count, partial(examples, settings, source), vae)
+    return Data(batches, channels, size, classes, names, result.key, count, partial(examples, settings, source), vae,
+                lambda most: stream.rows(range(min(most, len(stream)))))  # fmt: skip
 
 
 def cache_latents(
@@ -124,7 +137,7 @@ def cache_latents(
     """Find or fill the latent cache of these settings, and say which."""
     from percepta.data.latents import encode_latents
 
-    folder = settings.cache or Path(os.environ.get("PERCEPTA_CACHE", "~/.cache/percepta")).expanduser()
+    folder = cache_root(settings.cache)
     transform = Transform(settings.size, settings.crop, settings.flip)
     started = time.monotonic()
     vae.to(device)
@@ -147,7 +160,11 @@ def recorded_data(settings: Settings, resolved: Mapping[str, Any]) -> Data:
     names = None if resolved["class_names"] is None else tuple(resolved["class_names"])
     vae = load_autoencoder(vae_folder(settings.vae)).requires_grad_(False).eval() if settings.vae else None
     looked = partial(_first_images, settings)
-    return Data(none, channels, size, resolved["num_classes"], names, resolved["data"], resolved["images"], looked, vae)
+    text = None if settings.init is None else find_text(settings.init)
+    prompts = None if text is None else Prompts(text, (), (), cache_root(settings.cache), settings.size)
+    return Data(
+        none, channels, size, resolved["num_classes"], names, resolved["data"], resolved["images"], looked, vae, None, prompts
+    )
 
 
 def _first_images(settings: Settings) -> Tensor:
@@ -157,7 +174,18 @@ def _first_images(settings: Settings) -> Tensor:
 def vae_folder(path: str) -> Path:
     """An autoencoder's folder: given itself, as a pipeline's `vae/`, or as a run of the recipe `autoencoder`."""
     given = Path(path)
-    for folder in (given / "vae", given / "model", given):
+    for folder in (given / "vae", given / "model" / "vae", given / "model", given):
         if (folder / "config.json").is_file():
             return folder
     raise ValueError(f"--vae {path}: no autoencoder there (no config.json in it, in vae/ or in model/)")
+
+
+def with_own_vae(settings: Settings, wanted: bool) -> Settings:
+    """A latent pipeline as --init is trained in the latents of its own autoencoder unless --vae names another, where a recipe wants latents."""
+    if settings.init is None or settings.vae is not None or not wanted:
+        return settings
+    folder = find_folder(settings.init)
+    folder = folder / "model" if (folder / "model" / "model_index.json").is_file() else folder
+    index = read_json(folder / "model_index.json") if (folder / "model_index.json").is_file() else {}
+    has = isinstance(index.get(VAES[0]), list) and bool(index[VAES[0]][-1])
+    return replace(settings, vae=settings.init if Path(settings.init).is_dir() else str(folder)) if has else settings

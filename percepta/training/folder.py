@@ -30,6 +30,7 @@ class RunFolder:
         self.root = root
         self.writes = writes
         self._lock: IO[str] | None = None
+        self._made: list[Path] = []  # the folders that `open` made, the innermost first
         self._lines: dict[str, IO[str]] = {}
 
     def open(self, resume: bool) -> None:
@@ -42,6 +43,7 @@ class RunFolder:
         used = any(self.root.glob("checkpoint-*")) or any(self.root.glob(".tmp-checkpoint-*/MANIFEST.json"))
         if used and not resume:
             raise RunFolderError(f"{self.root} already holds a run: add --resume to go on with it, or choose another --out")
+        self._made = [path for path in (self.root, *self.root.absolute().parents) if not path.exists()]
         self.root.mkdir(parents=True, exist_ok=True)
         self._lock = (self.root / ".lock").open("w")
         try:
@@ -73,6 +75,16 @@ class RunFolder:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
+
+    def leave_no_trace(self) -> None:
+        """Of a run that was refused: remove the folders that `open` made, where nothing but the lock came into them."""
+        if not self._made or [path.name for path in self.root.iterdir()] != [".lock"]:
+            return
+        (self.root / ".lock").unlink()  # still locked, so that no other run is in it
+        for path in self._made:
+            if any(path.iterdir()):
+                return
+            path.rmdir()
 
     @property
     def config(self) -> Path:

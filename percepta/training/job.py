@@ -16,9 +16,10 @@ from percepta.networks import Network
 from percepta.rng import mix
 from percepta.rollout import Rollout
 from percepta.training.adapting import adapt_method, export_adapter, export_model
-from percepta.training.by_first import by_first
+from percepta.training.balance import calibrated_weights
+from percepta.training.calibration import calibrate
 from percepta.training.config import asked, check_continuation
-from percepta.training.data import Data, open_data
+from percepta.training.data import Data, open_data, with_own_vae
 from percepta.training.folder import RunFolder, write_json
 from percepta.training.log import Meter, console, make_trackers
 from percepta.training.loop import Loop, averaged, resume
@@ -29,10 +30,14 @@ from percepta.training.settings import Settings
 from percepta.training.shares import shares_every
 from percepta.training.signals import Interrupted, StopFlag, stop_on_signals
 from percepta.training.state import make_state
+from percepta.training.texts import cache_root
 from percepta.training.trained_against import names, record
 
 if TYPE_CHECKING:
     from percepta.training.evaluating import Evaluator
+
+
+LATENTS = 4096  # of which a network that reads latents is taught
 
 
 @dataclass(frozen=True)
@@ -59,18 +64,23 @@ def train(recipe: Recipe, settings: Settings, quiet: bool = False) -> Outcome:
             return _train(recipe, settings, folder, flag, world, quiet or not world.first)
         except Interrupted:  # while latents were encoded (what is encoded is kept), or a domain encoder was trained
             return Outcome(folder.root, 0, False, first=world.first)
+        except Exception:
+            folder.leave_no_trace()
+            raise
         finally:
             folder.close()
 
 
 def _train(recipe: Recipe, settings: Settings, folder: RunFolder, flag: StopFlag, world: distributed.World, quiet: bool) -> Outcome:
+    settings = with_own_vae(settings, recipe.latents_of_init)
     device = pick_device(settings.device, world.local_rank)
     check_precision(settings.mixed_precision, device)
     note = (lambda text: None) if quiet else console.print
     if settings.resume:
         check_continuation(folder.config, recipe, settings)
     data = open_data(settings, world, device, note, flag.check)
-    method = build_method(recipe, settings, data, partial(own_domain, settings, note, flag.check))
+    domain, latent_vgg = (partial(own, settings, note, flag.check) for own in (own_domain, partial(own_latent_vgg, data)))
+    method = build_method(recipe, settings, data, domain, latent_vgg=latent_vgg)
     method.to(device)
     prepare_networks(method, settings, device)
     state = make_state(method, settings, device)
@@ -87,6 +97,9 @@ def _train(recipe: Recipe, settings: Settings, folder: RunFolder, flag: StopFlag
         evaluator = _evaluator(method, settings, device, names(against), note, flag)
     except Interrupted:
         return Outcome(folder.root, state.step, False, first=world.first)
+    if state.step == 0:
+        for name, found in calibrate(method, data.batches, settings, device, state.stream, flag.check).items():
+            note(f"the weight of {name}, found on the first batches: {found:.4g}")
     folder.rewind(state.step)
     if world.first:
         write_json(folder.config, describe(recipe, settings, data, method, world))
@@ -122,7 +135,7 @@ def _evaluator(
     from percepta.training.evaluating import prepared
 
     work = partial(prepared, method.product, settings, device, trained, note, flag.check)
-    return by_first(work, "while what an evaluation needs was made ready")
+    return distributed.by_first(work, "while what an evaluation needs was made ready")
 
 
 def card(recipe: Recipe, settings: Settings, step: int, trained: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -147,12 +160,31 @@ def own_domain(settings: Settings, note: Callable[[str], None], check: Callable[
         with torch.random.fork_rng(devices=[]), distributed.alone():  # it is trained on the CPU
             return domain_encoder(images_of(settings, settings.data), cache, settings.seed, note, check)
 
-    return by_first(partial(found, note), "while the domain encoder was trained") or found(lambda text: None)
+    return distributed.by_first(partial(found, note), "while the domain encoder was trained") or found(lambda text: None)
+
+
+def own_latent_vgg(data: Data, settings: Settings, note: Callable[[str], None], check: Callable[[], None]) -> Path:
+    """The network that reads these latents, trained on the first of them; found again by what they are."""
+    from percepta.spaces.latent_lpips_fit import train_latent_lpips
+
+    if data.latents is None:
+        raise ValueError("a network that reads latents is trained on latents, and these data are images: say in whose with --vae")
+    first = data.latents(LATENTS)
+
+    def found(note: Callable[[str], None]) -> Path:
+        labels = first.cond if isinstance(first.cond, torch.Tensor) else None
+        with torch.random.fork_rng(devices=[]):
+            return train_latent_lpips(
+                first.x0, cache_root(settings.cache) / "latent-lpips", labels, settings.seed, note=note, check=check
+            )
+
+    return distributed.by_first(partial(found, note), "while a network for latents was trained") or found(lambda text: None)
 
 
 def build_method(
-    recipe: Recipe, settings: Settings, data: Data, domain: Callable[[], Path] | None = None, trains: bool = True
-) -> Method:
+    recipe: Recipe, settings: Settings, data: Data, domain: Callable[[], Path] | None = None, trains: bool = True,
+    latent_vgg: Callable[[], Path] | None = None,
+) -> Method:  # fmt: skip
     """The recipe's method for this data; fresh weights follow from the seed alone."""
     init = init_vae = None
     if settings.init is not None:
@@ -165,12 +197,14 @@ def build_method(
                 raise
             pipeline = load_pipeline(settings.init, recipe.stated())
         init, init_vae = pipeline.denoiser, pipeline.vae
+        if data.prompts is not None and trains:
+            init.network.set_null(data.prompts.null())  # pyright: ignore[reportCallIssue]
     seed = mix(settings.seed, "init")
     torch.manual_seed(seed)
     method = recipe.build(
         Context(
             data.channels, data.size, data.num_classes, data.class_names, settings.network, init, data.vae, init_vae, data.examples,
-            seed, settings.micro_batch, domain, trains,
+            seed, settings.micro_batch, domain, latent_vgg, trains, data.prompts,
         )
     )  # fmt: skip
     adapt_method(method, settings)
@@ -208,6 +242,8 @@ def describe(recipe: Recipe, settings: Settings, data: Data, method: Method, wor
             "percepta": __version__, "torch": torch.__version__, "processes": world.size, "data": data.fingerprint, "images": data.count,
             "num_classes": data.num_classes, "class_names": data.class_names, "shape": [data.channels, data.size, data.size],
             "parameters": parameters(method.model) if method.adapter is None else method.adapter.base.parameters,
+            **({} if data.prompts is None else {"captions": len(data.prompts.distinct), "text_encoders": data.prompts.text.key}),
+            **({"weights": weights} if (weights := calibrated_weights(method)) else {}),
             CARD: record(method, settings), **chain_of(method), **({} if method.adapter is None else {"peft": method.adapter.facts()}),
         },
     }  # fmt: skip
@@ -225,6 +261,7 @@ def parameters(model: nn.Module) -> int:
 
 def headline(recipe: Recipe, settings: Settings, data: Data, method: Method, device: torch.device, world: distributed.World) -> str:
     classes = f", {data.num_classes} classes" if data.num_classes else ""
+    classes += "" if data.prompts is None else f", {len(data.prompts.distinct)} captions"
     processes = f", {world.size} processes" if world.size > 1 else ""
     trained = f"{parameters(method.model) / 1e6:.2f} M parameters" if method.adapter is None else method.adapter.told()
     return (

@@ -11,13 +11,14 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor, nn
 
-from percepta.formulation import Denoiser, Formulation
+from percepta.formulation import Cond, Denoiser, Formulation
 from percepta.images import to_uint8
 from percepta.networks import Network
 from percepta.path import AbstractDiscretePath
 from percepta.rng import Rng, rng_for
 from percepta.samplers import Drawn, check_sampler, sample_images, usual_clip
 from percepta.training.settings import Settings
+from percepta.training.texts import Prompts
 
 JUDGED = 256  # images drawn together for an evaluation: their float form is given up before the next ones are drawn
 Check = Callable[..., None]  # called at safe places of a long job; raises to leave it
@@ -67,12 +68,14 @@ class Sampled:
     vae: Any = None
     class_names: tuple[str, ...] | None = None
     fixed: Drawn | None = None  # the chain a model was trained for; previews heed --sampler
+    prompts: Prompts | None = None  # the captions of the data, where the network reads text
     judged_by: ClassVar[str] = "samples"
 
     def check(self, settings: Settings) -> None:
         if not (settings.sample_every or settings.eval_every):
             return
-        if settings.guidance != 1 and not getattr(self.denoiser.network, "num_classes", None):
+        told = self.prompts is not None or getattr(self.denoiser.network, "num_classes", None)
+        if settings.guidance != 1 and not told:
             raise ValueError(f"--guidance {settings.guidance:g} needs a class-conditional model; this one has no classes")
         for steps in ([settings.sample_steps] if settings.sample_every else []) + (
             [eval_steps(settings)] if settings.eval_every else []
@@ -83,7 +86,8 @@ class Sampled:
         how, rng = self._how(settings, settings.sample_steps), rng_for(settings.seed, 0, settings.sample_num, 0, "sample", device)
         with lent(self.vae, device):
             images = self._drawn(how, rng, check)
-        return images, {**asdict(how), "seed": settings.seed, "num": settings.sample_num, "weights": weights_of(settings)}
+        told = {} if self.prompts is None else {"prompts": self.prompts.of_images(range(settings.sample_num))}
+        return images, {**asdict(how), "seed": settings.seed, "num": settings.sample_num, "weights": weights_of(settings), **told}
 
     def judged(
         self, settings: Settings, device: torch.device, check: Check, real: Any
@@ -103,29 +107,37 @@ class Sampled:
         if self.fixed is not None and settings.sampler is None:
             return self.fixed if settings.guidance == 1 else replace(self.fixed, guidance=settings.guidance)
         name = settings.sampler or self.sampler
-        return Drawn(name, steps, clip=usual_clip(name, self.vae is None), guidance=settings.guidance)
+        usual = None if self.prompts is None else self.prompts.text.sampler
+        spacing = usual.spacing if usual is not None and usual.solver == name else None  # as the exported pipeline draws
+        return Drawn(name, steps, spacing, clip=usual_clip(name, self.vae is None), guidance=settings.guidance)
 
     def _drawn(self, how: Drawn, rng: Rng, check: Check) -> Tensor:
-        """The images of these places, the classes in turn."""
+        """The images of these places: the classes in turn, or the captions as the images of the data have them."""
         network = self.denoiser.network
         assert isinstance(network, Network)
-        cond = torch.tensor(rng.ordinals, device=rng.device) % network.num_classes if network.num_classes else None
+        cond: Cond = torch.tensor(rng.ordinals, device=rng.device) % network.num_classes if network.num_classes else None
+        if self.prompts is not None:
+            cond = {k: v.to(rng.device) for k, v in self.prompts.cond(self.prompts.of_images(rng.ordinals)).items()}
         return sample_images(self.denoiser, how, self.shape, rng, cond, self.vae, check)
 
     def export(self, out: Path, card: Mapping[str, Any]) -> None:
         from percepta.interop import SamplerDefaults, export_pipeline
 
         clip = usual_clip("ddim", self.vae is None) if isinstance(self.denoiser.path, AbstractDiscretePath) else None
-        defaults = SamplerDefaults(clip=clip and clip[1])
+        text = None if self.prompts is None else self.prompts.text
+        defaults = SamplerDefaults(clip=clip and clip[1]) if text is None else text.sampler
         if self.fixed is not None:
             how = self.fixed
             defaults = SamplerDefaults(
                 how.sampler, how.steps, how.spacing, how.eta, how.clip and how.clip[1], how.guidance, exact=True
             )
-        export_pipeline(out, self.denoiser, vae=self.vae, sampler=defaults, class_names=self.class_names, card=dict(card))
+        export_pipeline(
+            out, self.denoiser, vae=self.vae, sampler=defaults, class_names=self.class_names, card=dict(card), text=text
+        )
 
     def next_command(self, run: Path) -> str:
-        return f"percepta sample {run} --num 16 --out images.png"
+        said = "" if self.prompts is None else f' --prompts "{self.prompts.of_images([0])[0] or "a prompt"}"'
+        return f"percepta sample {run} --num 16{said} --out images.png"
 
 
 def exportable(formulation: Formulation, solver: str | None, how: Drawn) -> Drawn:

@@ -18,6 +18,7 @@ from percepta.objectives import Denoising, Term, Weight
 from percepta.training.method import Method
 from percepta.training.product import Sampled
 from percepta.training.settings import Settings
+from percepta.training.texts import Prompts
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,9 @@ class Context:
     seed: int = 0  # of fresh weights
     micro_batch: int | None = None  # images that go through a network together
     domain: Callable[[], Path] | None = None  # trains, or finds, an encoder of the data (spaces.domain)
+    latent_vgg: Callable[[], Path] | None = None  # the same for a network that reads the latents (spaces.latent_lpips)
     trains: bool = True  # False where a model is only built again, to be exported: what judges it may be far away
+    prompts: Prompts | None = None  # the captions of the data, where --init reads text
 
     def in_latents(self, vae: Any) -> "Context":
         """What a network in the latents of `vae` reads, where the data are images."""
@@ -75,10 +78,10 @@ class Context:
                 f"{flag} reads {network.in_channels} channels, the data has {self.channels}"
                 + ("" if self.vae is not None else "; a latent model needs --vae")
             )
-        if network.reads.needed:
+        if network.reads.needed and self.prompts is None:
             raise ValueError(
-                f"{flag} is told {', '.join(network.reads.needed)} beside the image, which data here do not have (a text-conditional pipeline "
-                "cannot be trained): use a model with class labels, or with no condition"
+                f"{flag} is told {', '.join(network.reads.needed)} beside the image, which takes text encoders: give --init the whole pipeline, "
+                "with its tokenizer and text_encoder, or use a model with class labels, or with no condition"
             )
         if network.num_classes != self.num_classes:
             raise ValueError(
@@ -99,6 +102,7 @@ class Recipe(ABC):
     example: ClassVar[str]
     sampler: ClassVar[str] = "ddim"
     settings: ClassVar[Mapping[str, Any]] = {}
+    latents_of_init: ClassVar[bool] = True  # a latent pipeline as --init brings the --vae
     size_of_init: ClassVar[bool] = False  # --size is what --init makes, unless it is given
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # by name: other values of knobs and settings
 
@@ -133,6 +137,7 @@ def denoising_method(
     if not 0 <= cond_dropout < 1:
         raise ValueError(f"--cond-dropout must lie in [0, 1), got {cond_dropout}")
     denoiser = Denoiser(context.chosen_network(network), formulation)
-    product = Sampled(denoiser, (context.channels, context.size, context.size), sampler, context.vae, context.class_names)
-    estimate = Denoise(denoiser, cond_dropout if context.num_classes else 0.0)
+    shape, told = (context.channels, context.size, context.size), context.num_classes or context.prompts is not None
+    product = Sampled(denoiser, shape, sampler, context.vae, context.class_names, prompts=context.prompts)
+    estimate = Denoise(denoiser, cond_dropout if told else 0.0)
     return Method(denoiser, estimate, [Term("denoising", Denoising(), weight=weight), *more], product)

@@ -19,7 +19,7 @@ class Settings:
     flip: bool = False
     """Mirror half of the images, chosen per sample."""
     conditional: Literal["auto", "yes", "no"] = "auto"
-    """Condition on class labels; auto does where the data has them."""
+    """Condition on class labels; auto does where the data has them. With a text pipeline as --init, no trains with the empty prompt."""
     on_bad_image: Literal["error", "skip"] = "error"
     """A file that cannot be read: stop and name it, or skip it, count it and warn."""
     network: str | None = None
@@ -27,7 +27,7 @@ class Settings:
     init: str | None = None
     """Start from this pipeline, run or model folder; its schedule and prediction type are read, not asked."""
     vae: str | None = None
-    """Train in the latents of this frozen autoencoder (a diffusers folder or a run of the recipe `autoencoder`)."""
+    """Train in the latents of this frozen autoencoder (a diffusers folder or a run of the recipe `autoencoder`). Default: that of --init."""
     peft: Literal["full", "lora"] = "full"
     """What of --init is trained: full, all weights; lora, a few beside them, which are saved alone and merged into the model."""
     lora_rank: int = 8

@@ -8,9 +8,9 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from percepta.distributed import Interrupted
 
-class Interrupted(Exception):
-    """Raised inside long jobs (sampling, evaluation) at the next safe place after a signal came."""
+__all__ = ["Interrupted", "StopFlag", "stop_on_signals"]
 
 
 class StopFlag:

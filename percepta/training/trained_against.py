@@ -31,7 +31,8 @@ def spaces_behind(value: Any) -> Iterator[Space]:
 def record(method: Method, settings: Settings) -> list[dict[str, str]]:
     """`resolved.trained_against` of config.json: own terms first, then what --init and --vae were trained against."""
     own = [{"space": space.name, "term": term.name} for term in method.all_terms for space in spaces_behind(term.objective)]
-    given = (("--init", settings.init), ("--vae", settings.vae))
+    own_vae = settings.vae == settings.init  # what --init brought along
+    given = (("--init", settings.init), ("--vae", None if own_vae else settings.vae))
     inherited = [{"space": space, "inherited": f"{flag} {path}"} for flag, path in given if path for space in trained_against(path)]
     out: list[dict[str, str]] = []
     for entry in [*own, *inherited]:

@@ -95,7 +95,19 @@ def help_of(command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytes
 
 
 def test_commands_and_recipes_are_found() -> None:
-    assert set(CLASSES) == {"recipes", "sample", "evaluate", "report", "export", "convert", "cache latents", "doctor", "study"}
+    assert set(CLASSES) == {
+        "recipes",
+        "sample",
+        "evaluate",
+        "report",
+        "export",
+        "convert",
+        "cache latents",
+        "doctor",
+        "study",
+        "probe",
+        "probe flops",
+    }
     assert len(RECIPES) >= 4
 
 
@@ -149,6 +161,13 @@ def test_the_overview_names_what_there_is(command: str, capsys, monkeypatch) -> 
         ("sample runs/first --nmu 3", "--num"),
         ("export run out --ema-lenght 0.1", "--ema-length"),
         ("cache latnets --vae x", "latents"),
+        ("probe nowhere --what outliers", "nowhere"),
+        ("probe nowhere --what outlier", "outliers"),
+        ("probe taef2 --waht outliers", "--what"),
+        ("probe taef2 --what interpolation --scales half", "--scales"),
+        ("probe flops --netwrok x", "--network"),
+        ("probe flops --network mmdit-xl", "mmdit-xl-2"),
+        ("probe flops --layers first", "--layers"),
         ("convert nowhere.pt out --family dit", "nowhere.pt"),
         ("convert nowhere.pt out --famly dit", "--family"),
         ("cache latents --vea x", "--vae"),
@@ -199,6 +218,11 @@ def runs(tmp_path_factory) -> Path:
         ("study list", {"mmd-table1", "mmd-fig5"}),
         ("study mmd-table9 --plan", {"study", "commands"}),
         ("doctor", {"packages", "devices", "weights"}),
+        (
+            "probe {runs}/ae --data shapes:length=4 --size 16 --what outliers --out {tmp}/probe",
+            {"probe", "numbers", "figures", "protocol"},
+        ),
+        ("probe flops --network mmdit-pocket --size 64", {"probe", "tflop", "gflop_per_image", "asked"}),
         ("doctor --data shapes:length=9,size=8", {"ok", "num_images"}),
         ("sample {runs}/ddpm --num 2 --steps 1 --out {tmp}/grid.png", {"sampler", "steps", "seed", "weights"}),
         ("report {runs}/ddpm --out {tmp}/report.html", {"out", "bytes", "runs", "notes"}),

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import torch
+from processes import small_autoencoder
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -11,7 +12,7 @@ from percepta import distributed
 from percepta.data.order import share
 from percepta.estimate import Batch, Estimate
 from percepta.formulation import Denoiser, Formulation
-from percepta.networks import adapt, load_model
+from percepta.networks import Autoencoder, adapt, load_model
 from percepta.objectives import AbstractPerBatch, Term
 from percepta.path import LinearBeta
 from percepta.recipes import recipes
@@ -48,6 +49,7 @@ def method_of(name: str, network: str, duel: type) -> Method:
     quiet = {
         "autoencoder": {"perceptual": "none"},
         "duel": {"dropout": 0.0},
+        "lpl": {"loss_weight": "0.5"},
         "mmd": {"space": "pixels", "sampler_steps": 2},
     }
     recipe = kind(**quiet.get(base, {}))
@@ -57,7 +59,8 @@ def method_of(name: str, network: str, duel: type) -> Method:
         context = Context(3, 8, init=init, micro_batch=2)
     else:
         own = {"autoencoder": None, "casdm": "unet-pocket", "dual": "unet-pocket"}  # cascades are made of presets
-        context = Context(3, 8, network=own.get(base, network), examples=lambda: images)
+        vae = Autoencoder(small_autoencoder()).double() if base == "lpl" else None
+        context = Context(3, 8, network=own.get(base, network), examples=lambda: images, vae=vae)
     method = recipe.build(context)
     if base == "gaussian":
         method = Method(method.model, method.estimate, [Term("mmd", Mmd(not name.endswith("own")))], method.product)

@@ -149,3 +149,80 @@ def test_ctrl_c_ends_with_3_and_the_same_command_goes_on(size, zygote, tmp_path)
     second, whole = ended(start("cache")), ended(start("other"))
     assert f"cache partial hit: {SIDES[0]} in pixels (embedding): {4 * kept} of 32 images" in second[0][1]
     assert json.loads(second[0][0])["metrics"] == json.loads(whole[0][0])["metrics"]
+
+
+SLOW = """
+import os, signal
+from percepta.spaces import domain
+fit_before = domain.fit
+domain.Recipe.__init__.__defaults__ = tuple(2 if v == 300 else v for v in domain.Recipe.__init__.__defaults__)
+
+def fit(*args):
+    *given, check = args
+
+    def stopped():
+        os.kill(os.getpid(), signal.SIGTERM)
+        check()
+        raise AssertionError("it went on")
+
+    if os.environ["STOP"] == "1":
+        assert os.environ["RANK"] == "0", "it was trained by a rank that should wait"
+    return fit_before(*given, stopped if os.environ["STOP"] == "1" else check)
+
+domain.fit = fit
+"""
+
+
+def test_a_signal_to_the_rank_that_trains_the_domain_encoder_sends_all_home(zygote, tmp_path):
+    args = code([*SIDES, "--metrics", "fid", "--space", "domain", "--cache", tmp_path / "cache", "--json"])
+    for out, err in ended(zygote.ranks(2, SLOW + args, free_port(), STOP="1"), [3, 3]):
+        assert out == ""
+        assert err.splitlines()[-1] == "stopped; what is computed is kept, run the same command again to go on"
+        assert "Traceback" not in err
+    first, second = ended(zygote.ranks(2, SLOW + args, free_port(), STOP="0"))
+    assert json.loads(first[0])["metrics"]["fid"]["space"].startswith("domain")
+    assert second == ("", "")
+
+
+def test_a_domain_encoder_that_is_refused_is_left_out_on_all_ranks(zygote, tmp_path):
+    """Of 12 images none can be trained; what needs no encoder is computed."""
+    asked = ["--metrics", "fid,pr", "--space", "pixels,domain", "--cache", tmp_path / "cache", "--json"]
+    args = code([SIDES[0], "shapes:length=12,size=8", *asked])
+    first, second = ended(zygote.ranks(2, args, free_port()))
+    found = json.loads(first[0])
+    assert set(found["metrics"]) == {"fid", "precision", "recall"}
+    assert "at least 16 images" in found["missing"]["fid@domain"]
+    assert second == ("", "")
+
+
+def test_two_ranks_sweep_as_one(zygote, tmp_path):
+    """Where rank 0 alone can see what an earlier sweep left, too: all judge the same weights."""
+    make = f"""
+from pathlib import Path
+import torch
+from diffusers import UNet2DModel
+from percepta.formulation import Denoiser, Formulation
+from percepta.interop import export_pipeline
+from percepta.networks import adapt
+from percepta.path import LinearBeta
+torch.manual_seed(0)
+network = UNet2DModel(sample_size=8, block_out_channels=(16, 16), layers_per_block=1, norm_num_groups=8, num_class_embeds=4,
+                      down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2)
+export_pipeline(Path({str(tmp_path / "model")!r}), Denoiser(adapt(network, num_classes=3), Formulation(LinearBeta(1000), "noise")))
+"""
+    ended([zygote.start(make)])
+    words = [tmp_path / "model", SIDES[1], "--num", 6, "--steps", 2, *METRICS, "--cache", tmp_path / "cache", "--json"]
+    (one,) = ended([zygote.start(code([*words, "--guidance", "1,2", "--out", tmp_path / "1"]))])
+    hidden = """
+import os
+from pathlib import Path
+from percepta import sweeping
+folder_before = sweeping.folder_of
+sweeping.folder_of = lambda out, weight: folder_before(out if os.environ["RANK"] == "0" else Path("/nowhere"), weight)
+"""
+    for judged in (0, 1):
+        args = hidden + code([*words, "--guidance", "1,2", "--out", tmp_path / "2"])
+        first, second = ended(zygote.ranks(2, args, free_port()))
+        assert json.loads(first[0]) == json.loads(one[0])
+        assert first[1].count("judged already") == judged
+        assert second == ("", "")

@@ -1,5 +1,6 @@
 """Exports load where Percepta is not installed, and give the images that the denoiser itself gives."""
 
+import copy
 import itertools
 import json
 import os
@@ -116,7 +117,8 @@ def karras():
 
 def expected(kind, denoiser, channels, labels=None, scale=1.0, autoencoder=None, clip=None):
     generator = torch.Generator().manual_seed(SEED)
-    x = torch.randn(BATCH, channels, SIZE, SIZE, generator=generator)
+    size = denoiser.network.sample_size
+    x = torch.randn(BATCH, channels, size, size, generator=generator)
     with torch.no_grad():
         if kind == "ddim":
             x = ddim(denoiser, x, labels, scale, generator, clip)
@@ -138,6 +140,12 @@ def expected(kind, denoiser, channels, labels=None, scale=1.0, autoencoder=None,
     return (x / 2 + 0.5).clamp(0, 1)
 
 
+def larger(denoiser):
+    """One that goes on at twice its size."""
+    denoiser.network.resize(2 * SIZE)
+    return denoiser
+
+
 TRUST = {"trust_remote_code": True}
 BESIDE = {"custom_pipeline": "percepta_pipeline", "trust_remote_code": True}
 LABELS = [0, 2, 1]
@@ -150,6 +158,7 @@ def cases():
     ae, shifted = vae(scaling_factor=0.4), vae(scaling_factor=0.4, shift_factor=0.3)
     plain, classes, many, ten = unet(), unet(num_class_embeds=4), dit(1000), dit(3)
     learned, half = unet(out=6), adapt(unet(), time_factor=0.25)
+    karras_net = shake(DDPMPP(SIZE, model_channels=16, channel_mult=(1, 1), num_blocks=1, attention_sizes=(4,), num_classes=3))
     by_class = Denoiser(adapt(classes, num_classes=3), LINEAR)
     batch, labels = {"batch_size": BATCH}, {"class_labels": LABELS}
     shown, cond = {**batch, **labels}, torch.tensor(LABELS)
@@ -173,8 +182,7 @@ def cases():
         "flow-classes": (on(classes, FLOW, num_classes=3), {}, "PerceptaPipeline", TRUST, labels | {"guidance_scale": 1.5}, ("flow", {"labels": cond, "scale": 1.5})),
         "edm": (on(plain, EDM), {}, "ConsistencyModelPipeline", {}, batch, ("edm", {})),
         "edm-classes": (on(classes, EDM, num_classes=3), {}, "ConsistencyModelPipeline", {}, shown, ("edm", {"labels": cond})),
-        "ddpmpp": (on(shake(DDPMPP(SIZE, model_channels=16, channel_mult=(1, 1), num_blocks=1, attention_sizes=(4,), num_classes=3)), EDM), {},
-                   "PerceptaPipeline", TRUST, labels | {"guidance_scale": 2.0}, ("edm", {"labels": cond, "scale": 2.0})),
+        "ddpmpp": (on(karras_net, EDM), {}, "PerceptaPipeline", TRUST, labels | {"guidance_scale": 2.0}, ("edm", {"labels": cond, "scale": 2.0})),
         "cascade": (cascade(Cosine(4000)), {}, "PerceptaPipeline", TRUST, batch, ("ddim", {})),
         "cascade-ddpm": (cascade(LinearBeta(), phi="fixres", concat=True, ratio="raw"), {"sampler": ddpm_clip}, "PerceptaPipeline", TRUST, batch,
                          ("ddpm", {"clip": 1.0})),
@@ -191,6 +199,11 @@ def cases():
         "latent-flow": (on(unet(4), FLOW), {"vae": ae}, "PerceptaPipeline", TRUST, batch, ("flow", {"autoencoder": ae})),
         "mmdit": (on(mmdit(3), FLOW, num_classes=3), {"vae": shifted}, "PerceptaPipeline", TRUST, labels | {"guidance_scale": 2.0},
                   ("flow", {"labels": cond, "scale": 2.0, "autoencoder": shifted})),
+        "dit-larger": (larger(on(dit(1000), LINEAR)), {"vae": ae}, "PerceptaPipeline", TRUST, labels | {"guidance_scale": 2.0},
+                       ("ddim", {"labels": cond, "scale": 2.0, "autoencoder": ae})),
+        "mmdit-larger": (larger(on(mmdit(3), FLOW, num_classes=3)), {"vae": shifted}, "PerceptaPipeline", TRUST, labels | {"guidance_scale": 2.0},
+                         ("flow", {"labels": cond, "scale": 2.0, "autoencoder": shifted})),
+        "ddpmpp-larger": (larger(on(copy.deepcopy(karras_net), EDM)), {}, "PerceptaPipeline", TRUST, labels, ("edm", {"labels": cond})),
     }  # fmt: skip
 
 
@@ -237,7 +250,9 @@ def test_reimport_is_the_same_denoiser(exported, name):
     assert loaded.denoiser.network.num_classes == denoiser.network.num_classes
     assert loaded.class_names == (tuple(options["class_names"]) if "class_names" in options else None)
     assert (loaded.vae is None) == ("vae" not in options)
-    x, t = torch.randn(2, denoiser.network.in_channels, SIZE, SIZE), torch.tensor([0.3, 0.9], dtype=torch.float64)
+    size = denoiser.network.sample_size
+    assert loaded.denoiser.network.sample_size == size
+    x, t = torch.randn(2, denoiser.network.in_channels, size, size), torch.tensor([0.3, 0.9], dtype=torch.float64)
     cond = None if denoiser.network.num_classes is None else torch.tensor([0, 2])
     with torch.no_grad():
         first, second = denoiser.full(x, t, cond), loaded.denoiser.full(x, t, cond)

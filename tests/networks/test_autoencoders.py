@@ -8,9 +8,9 @@ import torch
 from diffusers import AsymmetricAutoencoderKL, AutoencoderKL, AutoencoderTiny, UNet2DModel, VQModel
 from PIL import Image
 from safetensors.torch import load_file
-from torch import nn
 
 from percepta.networks import Autoencoder, build_autoencoder, load_autoencoder
+from percepta.networks.taef2 import build_taef2
 
 KINDS = ("kl", "asymmetric", "tiny", "vq")
 CERTAIN = ("tiny", "vq")  # their latents have no deviation
@@ -198,33 +198,47 @@ def test_pocket():
     assert all(torch.equal(a, b) for a, b in zip(autoencoder.parameters(), same.parameters(), strict=True))
 
 
-class Pool(nn.Module):
-    """What TAEF2's inner blocks have more than diffusers' class knows: a normed 1x1 branch before the convolutions."""
-
-    def __init__(self, block: nn.Module) -> None:
-        super().__init__()
-        self.conv, self.skip, self.fuse = block.conv, block.skip, block.fuse
-        self.pool = nn.Sequential(
-            nn.Conv2d(64, 256, 1, bias=False), nn.GroupNorm(4, 256), nn.ReLU(), nn.Conv2d(256, 64, 1, bias=False)
-        )
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = x + self.pool(x)
-        return self.fuse(self.conv(x) + self.skip(x))
-
-
-def taef2(path: Path) -> Autoencoder:
-    model = AutoencoderTiny(latent_channels=32)
+def taef2_weights() -> dict[str, torch.Tensor]:
+    """Random ones of the published names and shapes, as far as these differ from diffusers'."""
+    torch.manual_seed(0)
     state = {}
-    for key, value in load_file(path).items():
-        part, index, rest = key.split(".", 2)
-        place = int(index) - (part == "decoder")  # the original decoder begins with its clamp
-        state[f"{part}.layers.{place}.{rest}"] = value.float()
-    for part, module in (("encoder", model.encoder), ("decoder", model.decoder)):
-        for place in {int(k.split(".")[2]) for k in state if k.startswith(part) and ".pool." in k}:
-            module.layers[place] = Pool(module.layers[place])
-    model.load_state_dict(state)
-    return Autoencoder(model).eval()
+    for key, value in AutoencoderTiny(latent_channels=32).state_dict().items():
+        part, _, place, rest = key.split(".", 3)
+        state[f"{part}.{int(place) + (part == 'decoder')}.{rest}"] = 0.1 * torch.randn_like(value)
+    for name in ("encoder.11", "encoder.12", "encoder.13", "decoder.3", "decoder.4", "decoder.5"):
+        shapes = {"0.weight": (256, 64, 1, 1), "1.weight": (256,), "1.bias": (256,), "3.weight": (64, 256, 1, 1)}
+        state |= {f"{name}.pool.{key}": torch.randn(shape) for key, shape in shapes.items()}
+    return state
+
+
+def test_taef2_is_the_tiny_autoencoder_with_a_branch_more():
+    weights = taef2_weights()
+    autoencoder = build_taef2(weights)
+    plain = AutoencoderTiny(latent_channels=32)
+    plain.load_state_dict(
+        {f"{key.split('.')[0]}.layers.{int(key.split('.')[1]) - key.startswith('decoder')}.{key.split('.', 2)[2]}": value
+         for key, value in weights.items() if ".pool." not in key}
+    )  # fmt: skip
+    x = torch.rand(2, 3, 32, 32) * 2 - 1
+    z = autoencoder.encode(x)[0]
+    assert z.shape == (2, 32, 4, 4) and autoencoder.factor == 8 and autoencoder.decode(z).shape == x.shape
+    assert (z - Autoencoder(plain).encode(x)[0]).abs().max() > 0.01, "the branch has a part in it"
+    closed = build_taef2({key: 0 * value if key.endswith("pool.3.weight") else value for key, value in weights.items()})
+    torch.testing.assert_close(closed.encode(x)[0], Autoencoder(plain).encode(x)[0])
+    torch.testing.assert_close(closed.decode(z), Autoencoder(plain).decode(z))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"decoder.1.weight": torch.zeros(64, 16, 3, 3)}, {"decoder.40.weight": torch.zeros(1)}, {"conv_in.weight": torch.zeros(1)}],
+)
+def test_other_weights_are_not_taef2(change):
+    with pytest.raises(ValueError, match="not the weights of TAEF2"):
+        build_taef2(taef2_weights() | change)
+    missing = taef2_weights()
+    del missing["encoder.0.bias"]
+    with pytest.raises(ValueError, match="not the weights of TAEF2"):
+        build_taef2(missing)
 
 
 @pytest.mark.reference
@@ -236,7 +250,7 @@ def test_real_tiny_autoencoder_on_photographs():
     pack = Path(os.environ.get("PERCEPTA_DATA", Path(folder).parent / "data")) / "kodak24_webp.npz"
     if not pack.is_file():
         pytest.skip(f"no {pack}; PERCEPTA_DATA names the folder of the data packs")
-    autoencoder = taef2(Path(folder) / "taef2_fp16.safetensors")
+    autoencoder = build_taef2(load_file(Path(folder) / "taef2_fp16.safetensors"))
     stored = np.load(pack)
     raw, ends = stored["webp"].tobytes(), stored["webp_offset"]
     ratios = []

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import tiny_text
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel, VQModel
 from processes import FLAGS, lines
@@ -313,32 +314,18 @@ def test_a_model_that_reads_text_is_refused(tiny):
         made().build(Context(3, 8, init=Denoiser(adapt(model), LINEAR)))
 
 
-def test_a_text_pipeline_is_refused_in_one_line(tmp_path, capsys):
-    """As a user of Stable Diffusion meets it: before the first step, and with what could be trained instead."""
-    from diffusers import DDIMScheduler
-    from transformers import CLIPTextConfig, CLIPTextModel
-
-    size = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 16}
-    parts = {
-        "unet": UNet2DConditionModel(sample_size=8, block_out_channels=(8,), layers_per_block=1, norm_num_groups=4, cross_attention_dim=8,
-                                     down_block_types=("CrossAttnDownBlock2D",), up_block_types=("CrossAttnUpBlock2D",), attention_head_dim=4),
-        "vae": AutoencoderKL(block_out_channels=(8,), norm_num_groups=4, latent_channels=4),
-        "text_encoder": CLIPTextModel(CLIPTextConfig(**size, bos_token_id=0, eos_token_id=1)),
-        "scheduler": DDIMScheduler(),
-    }  # fmt: skip
-    index = {"_class_name": "StableDiffusionPipeline"}
-    for name, part in parts.items():
-        part.save_pretrained(tmp_path / "sd" / name)
-        index[name] = ["transformers" if name == "text_encoder" else "diffusers", type(part).__name__]
-    (tmp_path / "sd" / "model_index.json").write_text(json.dumps(index))
-    flags = ["--data", "shapes:length=8", "--space", "pixels", "--out", str(tmp_path / "run"), "--device", "cpu"]
+def test_a_text_pipeline_without_captions_is_refused_in_one_line(tmp_path, capsys):
+    """As a user of Stable Diffusion meets it: before the first step, and with what to do."""
+    images = tiny_text.captioned_images(tmp_path / "images")
+    (images / "metadata.jsonl").unlink()
+    flags = ["--data", str(images), "--space", "pixels", "--out", str(tmp_path / "run"), "--device", "cpu"]
+    sd = tiny_text.sd(tmp_path / "sd" / "pipeline")
     capsys.readouterr()
-    assert main(["train", "mmd", "--init", str(tmp_path / "sd"), *flags]) == 2
+    assert main(["train", "mmd", "--init", str(sd), *flags]) == 2
     lines_of = capsys.readouterr().err.splitlines()
     (told,) = (line for line in lines_of if line.strip() and "Loading weights" not in line)  # a bar of transformers
     assert not list(tmp_path.glob("run/checkpoint-*"))
-    assert "--init is told encoder_hidden_states beside the image" in told
-    assert "a text-conditional pipeline cannot be trained" in told
+    assert f"a network that reads text needs captions, and {images} has none" in told and "--conditional no" in told
 
 
 def test_a_chain_that_diffusers_cannot_draw_is_refused_before_the_first_step(tiny, tmp_path):

@@ -32,6 +32,7 @@ def settings(name, tiny, out, **changed):
         "autoencoder": {"network": None},
         "casdm": {"network": POCKET},
         "dual": {"network": POCKET},
+        "lpl": {"network": tiny.network, "vae": tiny.vae, "size": 16},
         "mmd": {"init": tiny.pipeline},
     }
     start = own.get(name, {"network": tiny.network})
@@ -41,7 +42,7 @@ def settings(name, tiny, out, **changed):
 def test_the_folder_is_listed():
     files = {p.stem for p in Path(folder.__file__).parent.glob("*.py")} - {"__init__"}
     assert set(RECIPES) == files
-    assert len(RECIPES) == 7
+    assert len(RECIPES) == 8
     assert list(RECIPES) == sorted(RECIPES)
 
 
@@ -69,7 +70,7 @@ def test_a_recipe_trains_previews_and_exports(name, tiny, tmp_path):
         with torch.no_grad():
             assert model.decode(model.encode(torch.zeros(1, 3, 8, 8)).latent_dist.mean).sample.shape == (1, 3, 8, 8)
     else:
-        pipeline = DiffusionPipeline.from_pretrained(outcome.model, trust_remote_code=name in ("casdm", "dual"))
+        pipeline = DiffusionPipeline.from_pretrained(outcome.model, trust_remote_code=name in ("casdm", "dual", "lpl"))
         assert type(pipeline.scheduler).__name__ in str(pipeline.config)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from percepta.reports import Words, distribution_plot, heat_map, neighbour_panel, strip
+from percepta.reports import Words, curve_plots, distribution_plot, heat_map, neighbour_panel, strip
 
 WORDS = Words("A title", "A caption", "What is seen")
 
@@ -47,6 +47,16 @@ def test_a_heat_map_and_a_distribution(tmp_path) -> None:
     assert pixels(path).std() > 5
 
 
+def test_curves_are_drawn_in_plots_of_their_own(tmp_path) -> None:
+    one = {1.0: (3.0, None), 2.0: (1.0, None), 3.0: (2.0, None)}
+    plain = pixels(curve_plots(tmp_path, "c", {"FID": one}, WORDS, "guidance"))
+    marked = pixels(curve_plots(tmp_path, "c", {"FID": one}, WORDS, "guidance", {"FID": 2.0}))
+    banded = pixels(curve_plots(tmp_path, "c", {"FID": {x: (y, 0.5) for x, (y, _) in one.items()}}, WORDS, "guidance"))
+    assert (plain != 255).any(-1).sum() < min((marked != 255).any(-1).sum(), (banded != 255).any(-1).sum())
+    five = pixels(curve_plots(tmp_path, "c", {f"metric {k}": one for k in range(5)}, WORDS, "guidance"))
+    assert five.shape[0] > 1.5 * plain.shape[0] and five.shape[1] > 2 * plain.shape[1], "three beside each other, two below"
+
+
 @pytest.mark.parametrize(
     ("draw", "said"),
     [
@@ -57,6 +67,8 @@ def test_a_heat_map_and_a_distribution(tmp_path) -> None:
         (lambda f: heat_map(f, "x", np.eye(2), WORDS, rows=["only one"]), "labels"),
         (lambda f: distribution_plot(f, "x", {"a": []}, WORDS), "'a'"),
         (lambda f: distribution_plot(f, "x", {}, WORDS), "lists"),
+        (lambda f: curve_plots(f, "x", {}, WORDS, "guidance"), "curves need points"),
+        (lambda f: curve_plots(f, "x", {"FID": {}}, WORDS, "guidance"), "curves need points, got {'FID': 0}"),
     ],
 )
 def test_what_does_not_fit_is_refused(draw, said: str, tmp_path) -> None:

@@ -152,7 +152,7 @@ def test_the_command_that_repeats_an_evaluation(make_run, monkeypatch) -> None:
     monkeypatch.chdir(root.parents[1])
     told = parse(Evaluate, shlex.split(dict(commands(read_runs([root])[0]))["Judge it again"])[2:], "percepta evaluate")
     assert (told.generated, told.real, told.metrics, told.space) == ("runs/a b", "shapes", "fid,pr", "pixels,clip")
-    assert (told.num, told.sampler, told.steps, told.guidance, told.seed) == (24, "ddim", 50, 2.0, 3)
+    assert (told.num, told.sampler, told.steps, told.guidance, told.seed) == (24, "ddim", 50, "2.0", 3)
     assert (told.dialect, told.kid_size, told.kid_subsets) == ("adm", 50, None)
 
 

@@ -158,6 +158,53 @@ def test_marks_protocol_and_warnings_are_shown(make_run, page_of) -> None:
     assert "reference.fingerprint" in text and "tf1-bilinear-299" in text
 
 
+SWEPT = {
+    "sweep": [
+        {"guidance": weight, "metrics": {"fid": {"value": fid, "space": "inception-2048"},
+                                         "kid": {"value": fid / 100, "std": 0.01, "space": "domain", "contaminated": True}}}
+        for weight, fid in ((1.0, 9.0), (1.5, 4.0), (2.0, 6.0))
+    ],
+    "best": {"fid": 1.5, "kid": 1.5},
+    "warnings": ["5,000 images are few"],
+}  # fmt: skip
+
+
+def test_a_guidance_sweep_is_a_table_with_its_plot(make_run, page_of) -> None:
+    from percepta.reports import Words, curve_plots
+
+    root = make_run("a", evaluated={"fid": 2.0})
+    (root / "evaluation" / "sweep.json").write_text(json.dumps(SWEPT))
+    words = Words("Guidance sweep", "Each metric against the weight.", "2 curves")
+    curve_plots(root / "evaluation" / "figures", "sweep", {"FID": {1.0: (9.0, None), 1.5: (4.0, None)}}, words, "guidance")
+    page = page_of(root, make_run("b"))
+    assert page.open == []
+    assert "Guidance sweep: a" in page.text and "Guidance sweep: b" not in page.text
+    table = page.text[page.text.index("Guidance sweep: a") :]
+    rows = re.findall(r"\n\s*(1|1\.5|2)\s+([\d.]+)\s*(best)?\s+([\d.]+) ± ([\d.]+)\s*(best)?\s*trained", table)
+    assert rows == [
+        ("1", "9.000", "", "0.09000", "0.010", ""), ("1.5", "4.000", "best", "0.04000", "0.010", ""),
+        ("2", "6.000", "", "0.06000", "0.010", ""),
+    ]  # fmt: skip
+    assert "lower is better" in table and "5,000 images are few" in table
+    assert [image for image in page.all("img") if image.get("alt") == "2 curves"]
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"sweep": 3}', '{"sweep": [3, {"guidance": "x"}, {"guidance": 1}], "best": 2}'])
+def test_a_damaged_sweep_is_left_out(text: str, make_run, page_of) -> None:
+    root = make_run(evaluated={"fid": 2.0})
+    (root / "evaluation" / "sweep.json").write_text(text)
+    assert "Guidance sweep" not in page_of(root).text
+
+
+def test_a_row_of_a_sweep_without_metrics_is_left_out(make_run, page_of) -> None:
+    root = make_run(evaluated={"fid": 2.0})
+    text = '{"sweep": [{"guidance": 2}, {"guidance": 1.25, "metrics": {"fid": 3.5}}]}'
+    (root / "evaluation" / "sweep.json").write_text(text)
+    (table,) = re.findall(r"Guidance sweep.*?Figures", page_of(root).text, re.S)
+    assert re.search(r"1\.25\s+3\.500", table)
+    assert "best" not in table
+
+
 def test_a_long_run_and_ten_runs_stay_small(make_run, tmp_path) -> None:
     rng = random.Random(0)
     roots = []

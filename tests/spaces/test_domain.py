@@ -14,8 +14,9 @@ from percepta.evaluation.passes import extract
 from percepta.evaluation.sets import open_side
 from percepta.spaces import domain
 from percepta.spaces.domain import FACTS, WEIGHTS, Domain, read_facts, small, train_domain
-from percepta.spaces.domain_fit import Encoder, Recipe, nt_xent, shifted, view
+from percepta.spaces.domain_fit import Encoder
 from percepta.spaces.extractor import open_extractor
+from percepta.spaces.pretext import Recipe, nt_xent, shifted, view
 
 torch.set_num_threads(1)
 TINY = Recipe(steps=30, batch=32)

@@ -15,6 +15,7 @@ from percepta.spaces.domain import Domain, train_domain
 from percepta.spaces.domain_fit import Recipe
 from percepta.spaces.extractor import known_extractors, split_name, weights_behind
 from percepta.spaces.inception import Inception
+from percepta.spaces.latent_lpips import LatentLpips
 from percepta.spaces.lpips import Lpips, Pooled
 from percepta.spaces.space import Pixels, Resized, Space
 from percepta.spaces.tokens import Tokens
@@ -30,6 +31,7 @@ SPACES = {
     "domain": lambda folder: Domain(train_domain(Shapes(size=16, length=20), folder, recipe=Recipe(steps=1, batch=8))),
     "inception": lambda _: Inception(("192", "768"), weights="random"),
     "inception-maps": lambda _: Resized(InceptionBlocks(("Mixed_5d", "Mixed_6e"), weights="random"), 96),
+    "latent-lpips": lambda _: LatentLpips("random", channels=3, widths=(4, 8, 8, 8, 8)),
     "lpips": lambda _: Lpips("squeeze", weights="random"),
     "lpips-vgg16": lambda _: Lpips("vgg16", weights="random", pooling="average"),
     "pooled": lambda _: Pooled("alex", weights="random"),

@@ -1,22 +1,27 @@
 """The studies by their plans: the matrix is whole, every command is one that the command line knows, the budget is the same for all rows."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import torch
 
 from percepta.cli import main
 from percepta.cli.evaluate import Evaluate
 from percepta.cli.evaluate import _check as check_evaluate
 from percepta.cli.parse import Usage, parse
+from percepta.cli.probe import Flops, Probe
 from percepta.cli.report import Report
 from percepta.cli.sample import Sample
 from percepta.cli.train import read
 from percepta.evaluation.plan import check_metrics
+from percepta.networks import build_autoencoder
 from percepta.objectives import Metric
+from percepta.probes import PROBES, Look
 from percepta.recipes import recipes
 from percepta.spaces.extractor import split_name
 from percepta.spaces.metrics import open_metric
-from percepta.studies import _casdm, _common, _mmd, mmd_table5, studies
+from percepta.studies import _casdm, _common, _mmd, _probes, mmd_table5, studies
 from percepta.studies.engine.plan import make_plan
 from percepta.studies.engine.running import Outcome
 from percepta.studies.engine.store import Store
@@ -28,9 +33,13 @@ SHAPE = {  # rows at pocket scale, at the paper's, columns
     "mmd-table1": (15, 15, 4), "mmd-table5": (3, 4, 4), "mmd-table6": (3, 4, 16), "mmd-table7": (4, 4, 3), "mmd-table8": (4, 4, 3),
     "mmd-table9": (5, 5, 3), "mmd-fig4": (2, 2, 4), "mmd-fig5": (0, 0, 0),
     "casdm-table1": (9, 9, 5), "casdm-table2": (3, 3, 1), "casdm-table3": (7, 9, 2), "casdm-table4": (5, 5, 5), "casdm-table5": (3, 3, 2),
+    "lpl-table5": (10, 11, 3), "lpl-table6": (4, 4, 1), "lpl-table7": (2, 2, 3), "lpl-fig14-18": (4, 4, 3), "lpl-fig19": (2, 2, 4), "lpl-fig20": (5, 5, 1),
+    "lpl-table8": (10, 10, 4), "lpl-fig11": (3, 1, 21), "lpl-fig12": (3, 1, 4), "lpl-fig13": (3, 1, 16),
 }  # fmt: skip
 MMD = [name for name in SHAPE if name.startswith("mmd")]
 CASDM = [name for name in SHAPE if name.startswith("casdm")]
+LPL = ["lpl-table5", "lpl-table6", "lpl-table7", "lpl-fig14-18", "lpl-fig19", "lpl-fig20"]
+LOOKS = ["lpl-fig11", "lpl-fig12", "lpl-fig13"]  # at an autoencoder, which is given at the paper's scale
 
 
 @pytest.fixture(autouse=True)
@@ -38,10 +47,22 @@ def all_weights(monkeypatch):
     """Plans as of a machine that has all weights, unless a test says otherwise."""
     monkeypatch.setattr(_mmd, "has_weights", lambda name: True)
     monkeypatch.setattr(_casdm, "has_weights", lambda name: True)
+    monkeypatch.setattr(_probes, "has_weights", lambda name: True)
+
+
+# what a place says that has no number by intention
+NOT_HERE = (
+    "no held-out",
+    "real images have no network",
+    "name an autoencoder",
+    "nothing was trained",
+    "this row is finetuned for 10",
+)
 
 
 def plan_of(name, scale="pocket", seeds=2, **given):
     data = {} if scale == "pocket" else {"data": "./cifar10"}
+    data |= {"init": "./vae"} if scale == "paper" and name in (*LOOKS, *LPL) else {}
     return make_plan(STUDIES[name], STUDIES[name].at(scale, **(data | given)), range(seeds))
 
 
@@ -62,11 +83,7 @@ def test_the_matrix_is_whole(name):
         plan = plan_of(name, scale)
         assert len(plan.rows) == rows and all(len(cells) == columns for cells in plan.rows)
         assert len({cells[0].row.label for cells in plan.rows}) == rows
-        computed = [
-            cell
-            for cell in plan.cells
-            if cell.row.make is not None and not cell.why.startswith(("no held-out", "real images have no network"))
-        ]
+        computed = [cell for cell in plan.cells if cell.row.make is not None and not cell.why.startswith(NOT_HERE)]
         assert all(1 <= len(cell.readings) <= 2 for cell in computed), [cell.why for cell in computed]
     for row in STUDIES[name].rows:
         assert len(row.paper) in (0, columns)
@@ -95,6 +112,14 @@ def test_the_matrix_is_whole(name):
         ("casdm-table3", "+ Swin-T", (6.98, 8.72)),
         ("casdm-table4", "phi: Fix-Res CNN, LPIPS", (6.28, None, 8.67, None, None)),
         ("casdm-table5", "Cas-DM + LPIPS", (13.75, 6.40)),
+        ("lpl-table5", "squared error", (4.88, 16.6, None)),
+        ("lpl-table5", "latent LPIPS, tau 3", (7.19, 15.8, None)),
+        ("lpl-table5", "Self-Perceptual, block 28", (10.43, 9.2, None)),
+        ("lpl-table5", "LPL", (3.79, 9.6, None)),
+        ("lpl-table6", "weighed as LPL would (equation 15)", (5.43,)),
+        ("lpl-table7", "LPL", (3.84, None, None)),
+        ("lpl-table8", "plain", (63.389, None, 69.342, None)),
+        ("lpl-table8", "LPL, all layers, 30.6% of samples: fits what is printed", (99.987, 1.577, 106.581, 1.537)),
     ],
 )
 def test_numbers_as_printed(name, row, numbers):
@@ -130,6 +155,9 @@ def check_command(words):
         assert command.json, "what it finds is read from its JSON"
     elif verb == "sample":
         assert parse(Sample, flags, "percepta sample").num >= 2
+    elif verb == "probe":
+        cls, flags = (Flops, flags[1:]) if flags[0] == "flops" else (Probe, flags)
+        assert parse(cls, flags, "percepta probe").json, "what it finds is read from its JSON"
     else:
         assert verb == "report" and parse(Report, flags, "percepta report").strips
 
@@ -144,7 +172,7 @@ def test_every_command_is_one(name, scale):
         if key not in seen:  # the same flags with other numbers parse alike
             check_command(words)
             seen.add(key)
-    assert len(seen) >= 3
+    assert len(seen) >= (1 if name in LOOKS and scale == "paper" else 3)
 
 
 def test_a_wrong_flag_would_be_seen():
@@ -202,7 +230,7 @@ def test_without_weights_it_works_and_says_what_is_missing(name, monkeypatch):
     assert any(words[:2] == ["train", "mmd"] for words in words_of(name))
     assert not [words for words in words_of(name) if "alex" in words or "clip" in words]
     missing = {cell.row.label: cell.why for cell in plan.cells if cell.row.make is not None and not cell.readings}
-    assert all("weights of" in why for why in missing.values())
+    assert all("weights of" in why or why.startswith(NOT_HERE) for why in missing.values())
     if name == "mmd-table1":
         assert set(missing) == {"MMD-DDM, AlexNet"}
     if name == "mmd-table6":
@@ -302,3 +330,68 @@ def test_casdm_without_weights_or_with_a_pipeline(monkeypatch):
     assert missing == {row.label for row in STUDIES["casdm-table3"].rows_at("pocket")} - {"Cas-DM", "+ an encoder of the data"}
     given = plan_of("casdm-table1", init="./pipeline")
     assert all("leave --init away" in cell.why for cell in given.cells if "real" not in cell.row.label)
+
+
+def test_looks_share_their_autoencoder_and_say_what_is_missing(monkeypatch):
+    trained = {name: {job.key for job in plan_of(name).jobs if job.words[0] == "train"} for name in LOOKS}
+    assert len(set.union(*trained.values())) == 1
+    monkeypatch.setattr(_probes, "has_weights", lambda name: False)
+    why = {cells[0].row.label: cells[0].why for cells in plan_of("lpl-fig12").rows}
+    assert (
+        "TAEF2" in why["TAEF2, factor 8"] and "--init" in why["the one of --init"] and not why["trained on these images, factor 4"]
+    )
+    assert len(plan_of("lpl-fig12").figures) == 1
+    given = plan_of("lpl-fig12", init="./vae", data="./images", size=32)
+    (words,) = [job.words for job in given.jobs if job.words[:2] == ("probe", "./vae")]
+    assert words[words.index("--size") + 1] == "128"
+
+
+def test_every_place_of_a_look_is_one_that_its_probe_has(tmp_path):
+    """By the probes themselves, on a small autoencoder."""
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    look = Look(build_autoencoder().requires_grad_(False).eval(), images, tmp_path, draws=1)
+    for name in LOOKS:
+        study = STUDIES[name]
+        (what,) = {words[words.index("--what") + 1] for words in words_of(name) if words[0] == "probe"}
+        numbers = PROBES[what](look).numbers
+        for column in study.columns:
+            found = numbers
+            for part in column.place.split("."):
+                found = found[part]
+            assert isinstance(found, float)
+        for figure in study.figures(study.at("pocket")):
+            assert (tmp_path / Path(figure.file).name).is_file()
+
+
+def test_rows_of_lpl_begin_at_one_checkpoint_and_differ_in_their_loss():
+    """The same steps, batch, rate and autoencoder; only table 7, of equal time, has more steps where they are cheaper."""
+    own = {
+        "--loss",
+        "--max-level",
+        "--weight-rule",
+        "--loss-weight",
+        "--alone",
+        "--outliers",
+        "--norm",
+        "--weight",
+        "--steps",
+        "--seed",
+        "--depth",
+    }
+    for name in LPL:
+        jobs = [job for job in plan_of(name).jobs if job.words[:2] == ("train", "lpl")]
+        tuned = [job.words for job in jobs if "--init" in job.words]
+        bases = {job.key for words in tuned for job in words if not isinstance(job, str)}
+        assert len(bases) == 2, "one checkpoint and one autoencoder"
+        flags = [{k: v for k, v in pairwise(w) if str(k).startswith("--") and k not in own} for w in tuned]
+        assert all(found == flags[0] for found in flags), name
+        steps = {w[w.index("--steps") + 1] for w in tuned}
+        assert steps == ({"200", "464"} if name == "lpl-table7" else {"50", "100", "200"} if name == "lpl-fig14-18" else {"200"})
+
+
+def test_a_log_is_read_at_its_end(store):
+    job = Job(("train", "lpl", "--out", "{out}"))
+    store.folder(job).mkdir(parents=True)
+    (store.folder(job) / "timing.jsonl").write_text('{"images_per_s": 1.0}\n{"images_per_s": 7.0}\n')
+    outcome = Outcome(records={job.key: store.finish(job, 1.0, None)})
+    assert value_of(Reading(job, "images_per_s", "timing.jsonl"), store, outcome)["value"] == 7.0  # pyright: ignore[reportArgumentType, reportCallIssue]

@@ -123,6 +123,20 @@ FLAGS: dict[str, object] = {
 }  # fmt: skip
 
 
+def small_autoencoder():
+    """Images to latents of 3 channels and half the side, of about unit deviation."""
+    import torch
+    from diffusers import AutoencoderKL
+
+    down, up = ("DownEncoderBlock2D",) * 2, ("UpDecoderBlock2D",) * 2
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return AutoencoderKL(
+            down_block_types=down, up_block_types=up, block_out_channels=(4, 8), norm_num_groups=2, latent_channels=3,
+            mid_block_add_attention=False, scaling_factor=1.0, sample_size=16,
+        )  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Tiny:
     """The smallest run there is."""
@@ -137,6 +151,14 @@ class Tiny:
         folder = Path(f"{self.network}-pipeline")
         if not folder.is_dir():
             DDPMPipeline(UNet2DModel.from_pretrained(self.network), DDPMScheduler()).save_pretrained(folder)
+        return str(folder)
+
+    @property
+    def vae(self) -> str:
+        """An autoencoder whose latents the network reads."""
+        folder = Path(f"{self.network}-vae")
+        if not folder.is_dir():
+            small_autoencoder().save_pretrained(folder)
         return str(folder)
 
     def flags(self, out: Path, **changed: object) -> list[str]:

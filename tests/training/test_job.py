@@ -240,3 +240,21 @@ def test_a_folder_that_is_a_file_is_refused(tiny, tmp_path):
     (tmp_path / "run").write_text("")
     with pytest.raises(RunFolderError, match="is a file"):
         train(DDPM, settings(tiny, tmp_path / "run"), quiet=True)
+
+
+def test_a_run_that_was_refused_leaves_nothing_behind(tiny, tmp_path):
+    """The folders that this very call made, and only while nothing came into them."""
+    deep, there, own = tmp_path / "runs" / "deep" / "run", tmp_path / "there", tmp_path / "own"
+    there.mkdir()
+    own.mkdir()
+    (own / "notes.txt").write_text("mine")
+    for out in (deep, there, own):
+        with pytest.raises(ValueError, match="nowhere"):
+            train(DDPM, settings(tiny, out, data=str(tmp_path / "nowhere")), quiet=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["own", "there"]
+    assert {path.name for path in own.iterdir()} == {"notes.txt", ".lock"}
+    assert {path.name for path in there.iterdir()} == {".lock"}
+    (tmp_path / "runs").mkdir()
+    with pytest.raises(ValueError, match="nowhere"):
+        train(DDPM, settings(tiny, deep, data=str(tmp_path / "nowhere")), quiet=True)
+    assert list((tmp_path / "runs").iterdir()) == []

@@ -7,12 +7,13 @@ from dataclasses import replace
 import pytest
 import torch
 from duel import Duel
+from processes import small_autoencoder
 from torch import nn
 
 import percepta.training.step as step_module
 from percepta.estimate import Batch, Estimate
 from percepta.formulation import Denoiser, Formulation
-from percepta.networks import adapt, load_model
+from percepta.networks import Autoencoder, adapt, load_model
 from percepta.objectives import AbstractPerBatch, Denoising, Term
 from percepta.path import LinearBeta
 from percepta.recipes import recipes
@@ -27,6 +28,7 @@ RECIPES = {**recipes(), "duel": Duel}
 KNOBS = {
     "autoencoder": {"perceptual": "none"},
     "duel": {"dropout": 0.0},
+    "lpl": {"loss_weight": "0.5"},
     "mmd": {"space": "pixels", "sampler_steps": 2},
 }
 CPU = torch.device("cpu")
@@ -43,6 +45,8 @@ def make(name, tiny, rows=7, dtype=torch.float64, **changed):
     elif name == "mmd":
         init = Denoiser(adapt(load_model(tiny.network)), Formulation(LinearBeta(1000), "noise"))
         context = replace(context, network=None, init=init)
+    elif name == "lpl":
+        context = replace(context, vae=Autoencoder(small_autoencoder()).to(dtype))
     method = recipe.build(context)
     if name in ("casdm", "dual"):  # their last layers begin at zero, and let no gradient through
         for p in method.model.parameters():

@@ -105,8 +105,9 @@ def _value(reading: Reading, store: Store, outcome: Outcome) -> dict[str, Any] |
     if reading.file is not None:
         file = store.folder(job) / reading.file
         try:
-            result = json.loads(file.read_text())
-        except (OSError, ValueError) as error:
+            text = file.read_text()
+            result = json.loads(text.splitlines()[-1] if file.suffix == ".jsonl" else text)  # a log is read at its end
+        except (OSError, ValueError, IndexError) as error:
             return f"{file} cannot be read: {error}"
     found = result
     for part in reading.place.split("."):
