@@ -103,7 +103,7 @@ def gate(say: Callable[..., None], quick: bool, batch: int, side: int, rounds: i
         return once
 
     def first(frozen: bool) -> Callable[[Tensor], Tensor]:
-        made = DecodeFirst(LatentPerceptual(autoencoder(quick)), frozen)
+        made = DecodeFirst(LatentPerceptual(autoencoder(quick), outliers="none"), frozen)
 
         def judge(z: Tensor) -> Tensor:
             with torch.no_grad():
@@ -114,7 +114,7 @@ def gate(say: Callable[..., None], quick: bool, batch: int, side: int, rounds: i
         return judge
 
     def ours(**options: Any) -> Callable[[Tensor], Tensor]:
-        made = LatentPerceptual(autoencoder(quick), **options)
+        made = LatentPerceptual(autoencoder(quick), outliers="none", **options)
         return lambda z: made(z, z0, level)
 
     sides = {
@@ -165,7 +165,7 @@ def step_of(side: str, batch: int, width: int, quick: bool) -> Callable[[], None
     """A whole training step in latents."""
     settings = Settings(network="mmdit-pocket", size=8 * width, batch=batch)
     vae = autoencoder(quick)
-    recipe = TrainLpl(loss="none" if side == "plain" else "lpl", loss_weight="0.5", predict="flow")
+    recipe = TrainLpl(loss="none" if side == "plain" else "lpl", loss_weight="0.5", predict="flow", outliers="none")
     method = recipe.build(Context(4, width, network=settings.network, vae=vae))
     if "first" in side:
         ours = method.terms[1].objective

@@ -109,7 +109,7 @@ class Estimate:
     def select(self, keep: Tensor) -> "Estimate":
         """The rows where `keep` holds. Choose before features are read: what a gate drops is then never computed."""
         rows = keep.nonzero()[:, 0]
-        noised = None if self.noised is None else Noised(*(v[rows.to(v.device)] for v in self.noised))
+        noised = None if self.noised is None else Noised(*(v[rows.to(v.device, non_blocking=True)] for v in self.noised))
         rows = rows.to(self.x0_hat.device, non_blocking=True)
         x0 = self.x0[rows] if self.paired else self.x0
         return Estimate(

@@ -18,15 +18,16 @@ from torch.nn.functional import max_pool2d
 NORMS = ("predicted", "separate", "target", "pixel", "pixel-target")
 OUTLIERS = ("none", "target", "prediction", "union")
 LAYER_WEIGHTS = ("upscale", "halving", "equal")
+FLOOR = 1e-3
 EPS = 1e-8  # of a variance or a squared length
 SLACK = 1e-4  # relative, of sums in float32
 FINEST = 2  # outliers are looked for where a feature's place is at most so many pixels wide, as the authors' code has it
 
 
-def layer_weights(upscale: Sequence[int], rule: str = "upscale") -> tuple[float, ...]:
-    """upscale: 1/r. halving: 2^(-r/r_1), as one reading of the paper has it, far smaller for fine layers. equal: 1."""
+def layer_weights(upscale: Sequence[int], rule: str = "upscale", first: int = 1) -> tuple[float, ...]:
+    """upscale: 1/r. halving: 2^(-r/r_1), as one reading of the paper has it, far smaller for fine layers; r_1 is `first`. equal: 1."""
     if rule == "halving":
-        return tuple(2.0 ** (-r / upscale[0]) for r in upscale)
+        return tuple(2.0 ** (-r / first) for r in upscale)
     if rule not in LAYER_WEIGHTS:
         raise ValueError(f"layer weights are {', '.join(LAYER_WEIGHTS)}, got {rule!r}")
     return tuple(1.0 / r if rule == "upscale" else 1.0 for r in upscale)
@@ -51,6 +52,8 @@ def lpl(
         for layer, (x, y, weight) in enumerate(zip(real, fake, weights, strict=True)):
             if x.shape != y.shape:
                 raise ValueError(f"features of a pair have one shape, got {tuple(x.shape)} and {tuple(y.shape)}")
+            if norm in NORMS[:3] and x.shape[2] * x.shape[3] < 2:
+                raise ValueError("a channel is standardised over its places, and there is one: decode larger latents or windows")
             x, y = x.to(total.dtype), y.to(total.dtype)
             error = squared_difference(x, y, norm)
             if pixels is not None and outliers != "none" and pixels[layer] <= FINEST:
@@ -64,9 +67,9 @@ def lpl(
 def squared_difference(real: Tensor, fake: Tensor, norm: str) -> Tensor:
     """The squared difference of each place after normalising."""
     if norm == "predicted":
-        return (real - fake).square() / (variance(fake) + EPS)
+        return (real - fake).square() / floored(variance(fake))
     if norm == "target":
-        return (real - fake).square() / (variance(real) + EPS)
+        return (real - fake).square() / floored(variance(real))
     if norm == "separate":
         return (standardised(real) - standardised(fake)).square()
     if norm == "pixel":
@@ -80,8 +83,13 @@ def variance(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c 1 1"]:
     return x.var((2, 3), keepdim=True, correction=0)
 
 
+def floored(var: Float[Tensor, "b c 1 1"]) -> Float[Tensor, "b c 1 1"]:
+    """At least a thousandth of the layer's mean: a channel that is nearly constant, as behind a closed ReLU, would speak for all others."""
+    return torch.maximum(var, FLOOR * var.detach().mean(1, keepdim=True)) + EPS
+
+
 def standardised(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-    return (x - x.mean((2, 3), keepdim=True)) / (variance(x) + EPS).sqrt()
+    return (x - x.mean((2, 3), keepdim=True)) / floored(variance(x)).sqrt()
 
 
 def length(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 1 h w"]:

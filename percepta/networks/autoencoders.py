@@ -100,7 +100,9 @@ class Autoencoder(nn.Module):
         """Scaled latents as the decoder reads them: z / scale + shift."""
         if z.ndim != 4 or z.shape[1] != self.latent_channels:
             raise ValueError(f"latents are [b, {self.latent_channels}, h, w], got {tuple(z.shape)}")
-        return (z.to(torch.promote_types(z.dtype, torch.float32)) / self.scale + self.shift).to(self.dtype)
+        return (z.to(torch.promote_types(z.dtype, torch.float32)) / self.scale.to(z.device) + self.shift.to(z.device)).to(
+            self.dtype
+        )
 
     def decode(self, z: Tensor) -> Float[Tensor, "b c h w"]:
         """Images of scaled latents, float32, about in [-1, 1]; clamp before writing them."""

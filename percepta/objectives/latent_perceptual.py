@@ -35,7 +35,7 @@ class LatentPerceptual(AbstractPerSample):
 
     def __init__(
         self, vae: Any, *, layers: Sequence[int] | None = None, weights: str = "upscale", norm: str = "predicted",
-        outliers: str = "none", max_level: float | None = TAU, crop: int | None = None, precision: str = "fp32",
+        outliers: str = "target", max_level: float | None = TAU, crop: int | None = None, precision: str = "fp32",
         checkpointing: bool = False,
     ) -> None:  # fmt: skip
         if max_level is not None and not max_level > 0:
@@ -47,7 +47,7 @@ class LatentPerceptual(AbstractPerSample):
                 raise ValueError(f"{what} one of {', '.join(known)}, got {value!r}")
         vae = vae if isinstance(vae, Autoencoder) else Autoencoder(vae)
         self.space = Decoder(vae, layers, precision, checkpointing)
-        self.weights = layer_weights(self.space.upscale, weights)
+        self.weights = layer_weights(self.space.upscale, weights, self.space.coarsest)
         self.pixels = [max(1, vae.factor // fineness) for fineness in self.space.upscale]
         self.norm, self.outliers, self.max_level, self.crop = norm, outliers, max_level, crop
         self._looked = False
@@ -76,8 +76,8 @@ class LatentPerceptual(AbstractPerSample):
                 f"one noise level sigma/alpha per sample is needed for {len(z0_hat)} samples, got {got}; or build "
                 "LatentPerceptual(vae, max_level=None), which decodes all"
             )
-        kept = both.select((level <= self.max_level).to(z0_hat.device))
-        return self._of(kept).sum() / len(z0_hat) if len(kept) else z0_hat.sum() * 0
+        kept = both.select(level <= self.max_level)
+        return self._of(kept).sum() / len(z0_hat) if len(kept) else z0_hat[:0].sum()
 
     def _of(self, est: Estimate) -> Float[Tensor, "b"]:
         self._check_pair(est)

@@ -100,14 +100,14 @@ class Term:
 
     def at(self, est: Estimate, step: int) -> Float[Tensor, ""]:
         """The term in a step: 0 in those that it leaves out, which keeps the graph."""
-        return self(est) * self.every if step % self.every == self.every - 1 else est.x0_hat.sum() * 0
+        return self(est) * self.every if step % self.every == self.every - 1 else est.x0_hat[:0].sum()
 
     def __call__(self, est: Estimate) -> Float[Tensor, ""]:
         judged = self.judged(est)
         if isinstance(self.objective, AbstractPerBatch):  # asked even with no rows, since it may gather those that other ranks kept
             return self.scale * self.objective(judged)
         if len(judged) == 0:
-            return est.x0_hat.sum() * 0  # keeps the graph
+            return est.x0_hat[:0].sum()  # keeps the graph, and is 0 whatever lies beyond the gate
         return self.scale * self.losses(judged).sum() / len(est)
 
     def judged(self, est: Estimate) -> Estimate:

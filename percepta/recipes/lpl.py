@@ -47,8 +47,8 @@ class TrainLpl(Recipe):
     """Noise schedule of eps, v and x0. Default: linear, or that of --init."""
     timesteps: int | None = None
     """Steps of that schedule. Default: 1000, or those of --init."""
-    times: Literal["logit-normal", "uniform"] = "logit-normal"
-    """How a flow's training times are drawn."""
+    times: Literal["logit-normal", "uniform"] | None = None
+    """How a flow's training times are drawn. Default: logit-normal, or as --init has it."""
     weight: Literal["clean", "noise", "velocity", "flow", "edm", "min-snr", "soft-min-snr", "max-snr", "p2"] | None = None
     """Weight of each noise level in the squared error. Default: the plain squared error of what is predicted."""
     gamma: float | None = None
@@ -76,7 +76,7 @@ class TrainLpl(Recipe):
     """upscale: 1/r for a layer r times finer than the latent. halving: 2^(-r/r_1). equal: 1."""
     norm: Literal["predicted", "separate", "target", "pixel", "pixel-target"] = "predicted"
     """Each channel by the prediction's statistics, each side by its own, or the target's; or each place by its length, its own or the target's."""
-    outliers: Literal["none", "target", "prediction", "union"] = "none"
+    outliers: Literal["none", "target", "prediction", "union"] = "target"
     """Leave out places of fine layers that are outliers of the target, of the prediction or of either."""
     decode_crop: int | None = None
     """Decode a window of this side of each latent, in latents: less memory."""
@@ -96,7 +96,7 @@ class TrainLpl(Recipe):
     def formulation(self) -> Formulation:
         output = OUTPUT[self.predict or "flow"]
         if output == "flow":
-            return Formulation(Rectified(), output, LogitNormalTimes() if self.times == "logit-normal" else UniformTimes())
+            return Formulation(Rectified(), output, UniformTimes() if self.times == "uniform" else LogitNormalTimes())
         if output == "edm":
             return Formulation(VarianceExploding(), output, LogNormalTimes())
         return Formulation((Cosine if self.schedule == "cosine" else LinearBeta)(self.timesteps or 1000), output)
@@ -128,10 +128,16 @@ class TrainLpl(Recipe):
             raise ValueError(
                 f"--init predicts {was.output!r} on {path.to_config()}: leave {', '.join(k for k, v in wrong.items() if v)} away"
             )
-        return replace(was, times=self.formulation().times) if was.output == "flow" and self.predict == "flow" else was
+        if self.times is None:
+            return was
+        if was.output != "flow":
+            raise ValueError(f"--times says how a flow's times are drawn, and --init predicts {was.output!r}: leave it away")
+        return replace(was, times=UniformTimes() if self.times == "uniform" else LogitNormalTimes())
 
     def _terms(self, context: Context, plain: Term) -> Iterator[Term]:
         """What joins the squared error."""
+        if self.alone and self.loss == "none":
+            raise ValueError("--loss none leaves the squared error, and --alone leaves it out: leave one of the two away")
         if self.loss == "none":
             return
         if self.alone and self.loss == "reweight":

@@ -50,6 +50,10 @@ class Decoder(Space):
             raise ValueError(
                 f"no decoder of {type(vae.model).__name__} is known here; known: {', '.join(c.__name__ for c in WALKS)}"
             )
+        if next(vae.model.parameters()).dtype == torch.float16:
+            raise ValueError(
+                "decoders overflow in float16: give the autoencoder in float32 or bfloat16, as in vae.to(torch.float32)"
+            )
         if precision not in ("fp32", "bf16"):
             raise ValueError(f"the precision of a decoder is fp32 or bf16, got {precision!r}")
         self.vae, self.precision, self.checkpointing = vae, precision, checkpointing
@@ -57,7 +61,7 @@ class Decoder(Space):
         self.layers = tuple(range(len(finenesses))) if layers is None else tuple(sorted(set(layers)))
         if not self.layers or not 0 <= self.layers[0] <= self.layers[-1] < len(finenesses):
             raise ValueError(f"this decoder has the layers 0 (mid block) to {len(finenesses) - 1}, got {layers}")
-        self.upscale = tuple(finenesses[layer] for layer in self.layers)
+        self.upscale, self.coarsest = tuple(finenesses[layer] for layer in self.layers), finenesses[0]
         self.reads = Reads("latents", vae.latent_channels)
         self.freeze()
 

@@ -32,8 +32,8 @@ class Sizes:
 
 
 POCKET = Sizes(
-    size=32,
-    autoencoder="--perceptual none --steps 1600 --batch 16 --lr 2e-3 --warmup 20 --lr-schedule cosine --checkpoint-every 200",
+    size=16,
+    autoencoder="--perceptual none --steps 5000 --batch 16 --lr 2e-3 --warmup 20 --lr-schedule cosine --checkpoint-every 500",
     pretrain="--predict flow --steps 1200 --batch 64 --lr 1e-3 --warmup 50 --ema-decay 0.995 --checkpoint-every 300",
     tune="--batch 32 --lr 3e-4 --warmup 10 --ema-decay 0.99 --checkpoint-every 100",
     steps=200,
@@ -43,11 +43,11 @@ POCKET = Sizes(
     judge=f"--metrics fid,pr --space domain --seed {JUDGE}",
 )
 PAPER = Sizes(
-    size=256,
+    size=512,
     autoencoder="",
     pretrain="",
     tune="--batch 256 --lr 1e-4 --mixed-precision bf16 --checkpoint-every 5000",
-    steps=200_000,
+    steps=120_000,
     scratch=600_000,
     num=50_000,
     draw="--sampler rk4 --steps 250 --guidance 2",

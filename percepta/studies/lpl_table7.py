@@ -11,7 +11,7 @@ STUDY = Study(
     name="lpl-table7",
     summary="LPL, table 7: equal time",
     ask="Steps with LPL cost more. Is the time better spent on more steps without it?",
-    printed=f"{IMAGENET}, 512 px, 48 hours on two nodes (table 7). Ours: the row without LPL has the same number of times more images, {MORE:.2f}; the times themselves are beside it.",
+    printed=f"{IMAGENET}, 512 px, 48 hours on two nodes (table 7). Ours: the row without LPL has the same number of times more images, {MORE:.2f}; images per second beside it say what the ratio is here.",
     rows=(
         Row(f"squared error, {MORE:.2f} times the steps", Model("--loss none", times=MORE), (4.62, None, None)),
         Row("LPL", Model("--loss lpl"), (3.84, None, None)),

@@ -45,7 +45,7 @@ def calibrate(
                 for term in method.terms:
                     if term.calibrated is not None:
                         sums[term.name] += looked_at(method.terms[0], term.calibrated.by or term, est).cpu()
-    found = {name: weight(rule, distributed.summed(sums[name]), name) for name, rule in wanted.items()}
+    found = {name: weight(rule, distributed.agreed(sums[name]), name) for name, rule in wanted.items()}
     method.scales.update({term.name: found[term.name] / term.scale for term in method.terms if term.name in found})
     return found
 

@@ -101,7 +101,12 @@ class Method:
         for module in self.players.values():
             module.to(device)
         estimators = (self.estimate, *(other.estimate for other in self.beside))
-        for owner in (*estimators, *(term.objective for term in self.all_terms)):
+        judges = [
+            term.calibrated.by.objective
+            for term in self.all_terms
+            if term.calibrated is not None and term.calibrated.by is not None
+        ]
+        for owner in (*estimators, *(term.objective for term in self.all_terms), *judges):
             for value in vars(owner).values():
                 if isinstance(value, nn.Module):
                     value.to(device)

@@ -77,9 +77,20 @@ def test_invariant_to_scale_and_shift_of_both():
         assert torch.allclose(lpl(*moved, (1, 1, 1), norm), lpl(real, fake, (1, 1, 1), norm), rtol=1e-4)
 
 
+def test_a_dead_channel_does_not_speak_for_all():
+    real, fake = draw(2, 16, 8, 8), draw(2, 16, 8, 8, seed=1)
+    usual = lpl([real], [fake], (1.0,))
+    fake[:, 3] = 0.5
+    for norm in ("predicted", "separate", "target"):
+        assert bool((lpl([real], [fake], (1.0,), norm) < 100 * usual).all())
+    with pytest.raises(ValueError, match="larger latents or windows"):
+        lpl([real[:, :, :1, :1]], [fake[:, :, :1, :1]], (1.0,))
+
+
 def test_layer_weights():
     assert layer_weights((1, 2, 4, 8, 8)) == (1, 1 / 2, 1 / 4, 1 / 8, 1 / 8)
     assert layer_weights((1, 2, 4, 8, 8), "halving") == (1 / 2, 1 / 4, 1 / 16, 1 / 256, 1 / 256)
+    assert layer_weights((2, 4), "halving") == (1 / 4, 1 / 16)  # whichever layers are read
     assert layer_weights((1, 2), "equal") == (1, 1)
 
 

@@ -53,6 +53,21 @@ def test_samples_beyond_the_gate_are_never_decoded():
     assert seen == []
 
 
+def test_nothing_beyond_the_gate_matters():
+    """Not even numbers that are not finite, as an estimate from pure noise may have."""
+    lpl = LatentPerceptual(autoencoder())
+    z0_hat = latents(seed=1).requires_grad_()
+    broken = z0_hat / torch.tensor([1.0, 0.0, 1.0, 1.0]).view(-1, 1, 1, 1)
+    nothing = lpl(broken, latents(), torch.full((4,), 9.0))
+    assert float(nothing.detach()) == 0
+    assert bool(lpl(broken, latents(), torch.tensor([1.0, 9.0, 1.0, 1.0])).isfinite())
+
+
+def test_an_autoencoder_that_moves_takes_its_scale_along():
+    vae = autoencoder().to("meta")
+    assert vae.raw(torch.empty(2, 4, 4, 4, device="meta")).device.type == "meta"
+
+
 def estimate(network_seed: int = 0) -> tuple[Denoiser, Estimate]:
     denoiser = Denoiser(build("unet-pocket", channels=4, size=4, seed=network_seed), FLOW)
     with torch.no_grad():
@@ -125,6 +140,7 @@ def test_wrong_latents_are_refused(call: Callable[[LatentPerceptual], Tensor], s
     [
         ({"max_level": 0.0}, "sigma/alpha above 0"),
         ({"crop": 0}, "1 wide or more"),
+        ({"half": True}, "overflow in float16"),
         ({"norm": "batch"}, "norm is"),
         ({"weights": "double"}, "layer weights"),
         ({"outliers": "both"}, "outliers are"),
@@ -132,4 +148,5 @@ def test_wrong_latents_are_refused(call: Callable[[LatentPerceptual], Tensor], s
 )
 def test_wrong_options_are_refused(options: dict, said: str):
     with pytest.raises(ValueError, match=said):
-        LatentPerceptual(autoencoder(), **options)
+        vae = autoencoder()
+        LatentPerceptual(vae.half() if options.pop("half", False) else vae, **options)

@@ -60,6 +60,22 @@ def test_times_of_a_flow(tiny):
     assert TrainLpl(times="uniform").build(context(tiny)).model.formulation.times == UniformTimes()
 
 
+def test_times_of_a_flow_that_is_gone_on_with(tiny):
+    given = replace(context(tiny), network=None, init=TrainLpl().build(context(tiny)).model)
+    assert TrainLpl().build(given).model.formulation.times == LogitNormalTimes()
+    assert TrainLpl(times="uniform").build(given).model.formulation.times == UniformTimes()
+    eps = replace(context(tiny), network=None, init=TrainLpl(predict="eps").build(context(tiny)).model)
+    with pytest.raises(ValueError, match="leave it away"):
+        TrainLpl(times="uniform").build(eps)
+
+
+def test_what_a_weight_is_found_by_moves_with_the_method(tiny):
+    """The autoencoder of equation 15 judges no term, and is needed all the same."""
+    method = TrainLpl(loss="reweight").build(context(tiny))
+    method.to(torch.device("meta"))
+    assert next(method.terms[1].calibrated.by.objective.space.parameters()).device.type == "meta"
+
+
 def flat(count: int):
     """Batches as a run has them, on one rank."""
 
@@ -177,6 +193,7 @@ def test_a_checkpoint_is_exported_without_what_judged_it(tiny):
         ({"layers": "0,7"}, "layers 0 .mid block. to 2"),
         ({"loss": "self-perceptual"}, "say which with --init"),
         ({"loss": "reweight", "alone": True}, "--alone leaves out"),
+        ({"loss": "none", "alone": True}, "--alone leaves it out"),
         ({"loss": "reweight", "max_level": None}, "give a level"),
         ({"max_level": -1.0}, "above 0"),
         ({"predict": "eps", "gamma": 2.0}, "has no gamma"),
