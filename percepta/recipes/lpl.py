@@ -95,6 +95,8 @@ class TrainLpl(Recipe):
 
     def formulation(self) -> Formulation:
         output = OUTPUT[self.predict or "flow"]
+        if self.times is not None and output != "flow":
+            raise ValueError(f"--times says how a flow's times are drawn, and --predict is {self.predict}: leave it away")
         if output == "flow":
             return Formulation(Rectified(), output, UniformTimes() if self.times == "uniform" else LogitNormalTimes())
         if output == "edm":

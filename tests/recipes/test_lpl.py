@@ -196,6 +196,7 @@ def test_a_checkpoint_is_exported_without_what_judged_it(tiny):
         ({"loss": "none", "alone": True}, "--alone leaves it out"),
         ({"loss": "reweight", "max_level": None}, "give a level"),
         ({"max_level": -1.0}, "above 0"),
+        ({"predict": "eps", "times": "uniform"}, "leave it away"),
         ({"predict": "eps", "gamma": 2.0}, "has no gamma"),
     ],
 )

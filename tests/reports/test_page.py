@@ -179,6 +179,7 @@ def test_a_guidance_sweep_is_a_table_with_its_plot(make_run, page_of) -> None:
     page = page_of(root, make_run("b"))
     assert page.open == []
     assert "Guidance sweep: a" in page.text and "Guidance sweep: b" not in page.text
+    assert "No evaluation was found" not in page.text
     table = page.text[page.text.index("Guidance sweep: a") :]
     rows = re.findall(r"\n\s*(1|1\.5|2)\s+([\d.]+)\s*(best)?\s+([\d.]+) ± ([\d.]+)\s*(best)?\s*trained", table)
     assert rows == [
