@@ -190,6 +190,14 @@ def test_a_guidance_sweep_is_a_table_with_its_plot(make_run, page_of) -> None:
     assert [image for image in page.all("img") if image.get("alt") == "2 curves"]
 
 
+def test_a_run_with_a_sweep_alone_is_told_where_its_numbers_are(make_run, page_of) -> None:
+    root = make_run("a")
+    (root / "evaluation").mkdir(exist_ok=True)
+    (root / "evaluation" / "sweep.json").write_text(json.dumps(SWEPT))
+    page = page_of(root)
+    assert "No evaluation was found" not in page.text and "the guidance sweep below has the numbers" in page.text
+
+
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"sweep": 3}', '{"sweep": [3, {"guidance": "x"}, {"guidance": 1}], "best": 2}'])
 def test_a_damaged_sweep_is_left_out(text: str, make_run, page_of) -> None:
     root = make_run(evaluated={"fid": 2.0})
