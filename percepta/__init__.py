@@ -16,16 +16,17 @@ if TYPE_CHECKING:
     from percepta.interop import export_pipeline, load_pipeline
     from percepta.judging import evaluate
     from percepta.networks import Network, adapt, build
-    from percepta.objectives import Denoising, LatentPerceptual, Metric, Mmd, Term, weight_named
+    from percepta.objectives import AdversarialStructure, Denoising, LatentPerceptual, Metric, Mmd, Structure, Term, weight_named
     from percepta.path import Cosine, LinearBeta, Rectified, VarianceExploding
     from percepta.rng import Rng, rng_for
     from percepta.rollout import Rollout
     from percepta.samplers import grid, guided, integrate, sample
-    from percepta.spaces import Pixels, Space, open_metric
+    from percepta.spaces import Pixels, Space, open_metric, open_space
     from percepta.training.job import train
     from percepta.training.method import Method, Turn
     from percepta.training.recipe import Recipe
     from percepta.training.settings import Settings
+    from percepta.translating import TranslationPipeline
 
 _ROOMS = {
     "percepta.data": ("Stream", "open_source"),
@@ -35,22 +36,33 @@ _ROOMS = {
     "percepta.interop": ("export_pipeline", "load_pipeline"),
     "percepta.judging": ("evaluate",),
     "percepta.networks": ("Network", "adapt", "build"),
-    "percepta.objectives": ("Denoising", "LatentPerceptual", "Metric", "Mmd", "Term", "weight_named"),
+    "percepta.objectives": (
+        "AdversarialStructure",
+        "Denoising",
+        "LatentPerceptual",
+        "Metric",
+        "Mmd",
+        "Structure",
+        "Term",
+        "weight_named",
+    ),
     "percepta.path": ("Cosine", "LinearBeta", "Rectified", "VarianceExploding"),
     "percepta.rng": ("Rng", "rng_for"),
     "percepta.rollout": ("Rollout",),
     "percepta.samplers": ("grid", "guided", "integrate", "sample"),
-    "percepta.spaces": ("Pixels", "Space", "open_metric"),
+    "percepta.spaces": ("Pixels", "Space", "open_metric", "open_space"),
     "percepta.training.job": ("train",),
     "percepta.training.method": ("Method", "Turn"),
     "percepta.training.recipe": ("Recipe",),
     "percepta.training.settings": ("Settings",),
+    "percepta.translating": ("TranslationPipeline",),
 }
 _HOME = {name: room for room, names in _ROOMS.items() for name in names}
 
 __all__ = [
     "EDM",
     "FLOW",
+    "AdversarialStructure",
     "Batch",
     "Cosine",
     "Denoise",
@@ -73,7 +85,9 @@ __all__ = [
     "Settings",
     "Space",
     "Stream",
+    "Structure",
     "Term",
+    "TranslationPipeline",
     "Turn",
     "VarianceExploding",
     "__version__",
@@ -87,6 +101,7 @@ __all__ = [
     "load_pipeline",
     "open_metric",
     "open_source",
+    "open_space",
     "rng_for",
     "sample",
     "train",

@@ -18,13 +18,15 @@ def to_uint8(images: Float[Tensor, "b c h w"]) -> UInt8[np.ndarray, "b h w c"]:
     return pixels if pixels.shape[-1] == 3 else np.repeat(pixels, 3, axis=-1)
 
 
-def grid(images: Float[Tensor, "b c h w"], columns: int | None = None, pad: int = 2) -> UInt8[np.ndarray, "H W 3"]:
-    """One picture of all, as square as may be; small images are enlarged by whole pixels so that a person sees them."""
+def grid(
+    images: Float[Tensor, "b c h w"], columns: int | None = None, pad: int = 2, together: int = 1
+) -> UInt8[np.ndarray, "H W 3"]:
+    """One picture of all, as square as may be; small images are enlarged by whole pixels so that a person sees them. `together` neighbours stay in one row."""
     pixels = to_uint8(images)
     zoom = max(1, 64 // max(pixels.shape[1:3]))
     pixels = pixels.repeat(zoom, axis=1).repeat(zoom, axis=2)
     n, h, w, _ = pixels.shape
-    columns = columns or math.ceil(math.sqrt(n))
+    columns = columns or together * math.ceil(math.sqrt(n) / together)
     rows = math.ceil(n / columns)
     canvas = np.full((rows * (h + pad) + pad, columns * (w + pad) + pad, 3), 255, np.uint8)
     for k, image in enumerate(pixels):

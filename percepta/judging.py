@@ -75,7 +75,7 @@ def told(job: Job, real: Given) -> Job:
     if not chosen or len(chosen) != len(indices):
         raise ValueError(
             f"{job.source} makes images of texts, and the reference has captions for {len(chosen)} of its images: give every image of it one, or "
-            "draw with percepta sample --prompts FILE first and evaluate those images"
+            'say of which with --prompts FILE (one a line) or --prompts "a red disc;a blue star"'
         )
     return replace(job, prompts=tuple(chosen[: job.num]))
 

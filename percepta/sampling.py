@@ -4,7 +4,7 @@ import difflib
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +46,7 @@ class Job:
     guidance: float | None = None
     classes: tuple[str, ...] = ()
     prompts: tuple[str, ...] = ()
+    negative_prompt: str | None = None
     cache: Path | None = None  # of the prompts' embeddings
     seed: int = 0
     batch: int = 64
@@ -90,6 +91,10 @@ class Drawing:
         self.how = self._how()
         if self.how.guidance != 1 and self.labels is None and self.prompts is None:
             raise ValueError(f"--guidance {self.how.guidance:g} needs a class-conditional model; {job.source} has no classes")
+        if self.how.guidance == 1 and job.negative_prompt is not None:
+            raise ValueError(
+                "--negative-prompt says what guidance leads away from, and there is none: give --guidance 7.5, or another above 1"
+            )
         if self.how.guidance != 1:
             network.null_condition(1)  # refused now, where it has none, and not after what is drawn before
 
@@ -99,8 +104,9 @@ class Drawing:
 
         job = self.job
         if not network.reads.needed:
-            if job.prompts:
-                raise ValueError(f"--prompts was given, but {job.source} reads no text")
+            if job.prompts or job.negative_prompt is not None:
+                flag = "--prompts" if job.prompts else "--negative-prompt"
+                raise ValueError(f"{flag} was given, but {job.source} reads no text")
             return None
         if not job.prompts:
             raise ValueError(
@@ -111,9 +117,11 @@ class Drawing:
             raise ValueError(f"{job.source} reads text and has no text encoder: give the whole pipeline's folder")
         factor = 1 if self.pipeline.vae is None else Autoencoder(self.pipeline.vae).factor  # pyright: ignore[reportArgumentType]
         assert network.sample_size is not None
-        prompts = embed(text, job.prompts, network.sample_size * factor, job.cache, self.device, lambda text: None, self.check)
-        network.set_null(prompts.null())
-        return prompts
+        against = () if job.negative_prompt is None else (job.negative_prompt,)
+        size, every = network.sample_size * factor, (*job.prompts, *against)
+        found = embed(text, every, size, job.cache, self.device, lambda text: None, self.check)
+        network.set_null(found.cond(against) if against else found.null())
+        return replace(found, order=found.order[: len(job.prompts)])
 
     def cond(self, places: Sequence[int]) -> Cond:
         """What the images of these numbers are told."""
@@ -148,6 +156,7 @@ class Drawing:
             "gflops": round(cost.gflops, 6), **asdict(self.how), "classes": list(job.classes),
             "seed": job.seed, "num": job.num, "mixed_precision": job.mixed_precision, "percepta": __version__,
             **({} if self.prompts is None else {"prompts": list(job.prompts), "text_encoders": self.prompts.text.key}),
+            **({} if job.negative_prompt is None else {"negative_prompt": job.negative_prompt}),
         }  # fmt: skip
 
     def images(self, first: int, count: int) -> Tensor:
@@ -270,7 +279,11 @@ def write(drawing: Drawing, out: Path, progress: Callable[[int], None] = lambda 
 def origin(source: Path) -> dict[str, Any]:
     """What a reader of the images has to know of the model, though it decides no pixel: it must not be lost with the run's folder."""
     config = source / "config.json"
-    settings = json.loads(config.read_text()).get("settings", {}) if (source / "model").is_dir() and config.is_file() else {}
+    settings = (
+        json.loads(config.read_text()).get("settings", {})
+        if config.is_file() and any((source / part).is_dir() for part in ("model", "adapter"))
+        else {}
+    )
     weights = {} if "ema" not in settings else {"ema": settings["ema"]}
     return {CARD: list(trained_against(source)), **weights}
 
@@ -281,6 +294,7 @@ def _prepare(out: Path, protocol: dict[str, Any], record: dict[str, Any]) -> int
     if file.is_file():
         known = json.loads(file.read_text())
         different = [k for k, v in json.loads(json.dumps(protocol)).items() if k != "num" and known.get(k) != v]
+        different += [k for k in known if k not in record]  # a flag that was given then and is not now
         if different:
             raise ValueError(f"{out} holds images of another protocol ({', '.join(different)} differ): give another --out")
     elif out.is_dir() and any(out.iterdir()):

@@ -57,12 +57,14 @@ def save_sweep(found: Sweep, out: Path) -> Path:
     """sweep.json, and the curves as a figure that a report shows."""
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / f"{NAME}.json", found.to_json())
-    best = found.best()
+    best = found.starred()
     curves = {
         _spoken(found, metric): {weight: (value.value, value.std) for weight, value in found.curve(metric).items()}
         for metric in found.metrics
     }
-    told = ", ".join(f"{_spoken(found, metric)} {best[metric]:g}" for metric in found.metrics if metric in best)
+    told = ", ".join(
+        f"{_spoken(found, metric)} {' and '.join(f'{w:g}' for w in best[metric])}" for metric in found.metrics if metric in best
+    )
     drawn = found.summary().protocol["generated"].get("drawn", {})
     how = ", ".join(f"{key} {drawn[key]}" for key in ("sampler", "steps", "num", "seed") if key in drawn)
     words = Words(
@@ -70,7 +72,7 @@ def save_sweep(found: Sweep, out: Path) -> Path:
         f"Each metric against the weight of classifier-free guidance; 1 is none. {how}." + (f" Best at: {told}." if told else ""),
         f"{len(curves)} curves over {len(found.points)} weights: {', '.join(curves)}",
     )
-    marks = {_spoken(found, metric): weight for metric, weight in best.items()}
+    marks = {_spoken(found, metric): weights for metric, weights in best.items()}
     curve_plots(out / "figures", NAME, curves, words, "guidance", marks)
     return out / f"{NAME}.json"
 

@@ -1,5 +1,7 @@
 """The record that every objective reads: features once per space, the real side without gradient, rows chosen before features."""
 
+import copy
+
 import pytest
 import torch
 from diffusers import UNet2DModel
@@ -148,6 +150,21 @@ def test_a_batch_selects_and_moves_all_its_parts():
     assert torch.equal(moved.cond["a"], batch.cond["a"])
 
 
+@pytest.mark.parametrize("what", [lambda: estimate(**noised()).select(torch.arange(4) > 0),
+                                  lambda: Batch(torch.randn(3, 3, 8, 8)).to(torch.device("cpu"))])  # fmt: skip
+def test_a_copy_to_the_cpu_is_waited_for(what, monkeypatch):
+    """From a GPU it would be read before it has come."""
+    calls, real = [], torch.Tensor.to
+
+    def to(x, device, *args, **options):
+        calls.append((torch.device(device).type, options.get("non_blocking", False)))
+        return real(x, device, *args, **options)
+
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    what()
+    assert calls and set(calls) == {("cpu", False)}
+
+
 @pytest.fixture(scope="module")
 def denoiser():
     with torch.random.fork_rng(devices=[]):
@@ -178,3 +195,91 @@ def test_denoise_drops_the_condition_of_single_samples_by_their_own_numbers(deno
     part = Denoise(denoiser, 0.5)(batch.select(slice(10, 20)), rng_for(0, 0, 64).select(slice(10, 20)))
     assert torch.equal(part.cond == 4, dropped[10:20])
     assert int((Denoise(denoiser, 0.0)(batch, rng_for(0, 0, 64)).cond == 4).sum()) == 0
+
+
+@pytest.fixture(scope="module")
+def dropping():
+    """With dropout, and in float64."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = UNet2DModel(
+            sample_size=8, block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4, dropout=0.3,
+            down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2,
+        )  # fmt: skip
+        return Denoiser(adapt(model), Formulation(Cosine(), "noise")).double().train()
+
+
+def gradient(denoiser, estimate, rows=7, side=8):
+    """Of a loss that couples all rows; with the bytes of memory that the graph holds at the end of the forward pass."""
+    x0 = torch.randn(rows, 3, side, side, generator=torch.Generator().manual_seed(1)).to(next(denoiser.parameters()).dtype)
+    held: dict[int, int] = {}
+
+    def pack(x):
+        held[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+
+    denoiser.zero_grad()
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        est = estimate(Batch(x0), rng_for(0, 0, rows))
+        loss = est.x0_hat.mean(0).square().sum()
+    loss.backward()
+    return est, [p.grad.clone() for p in denoiser.parameters() if p.grad is not None], sum(held.values())
+
+
+@pytest.mark.parametrize("micro", [1, 3, 7, 20])
+def test_rows_may_go_through_the_network_some_at_a_time(dropping, micro):
+    plain = copy.deepcopy(dropping).eval()
+    whole, expected, _ = gradient(plain, Denoise(plain))
+    parts, found, _ = gradient(plain, Denoise(plain, micro=micro))
+    torch.testing.assert_close(parts.x0_hat, whole.x0_hat, rtol=1e-10, atol=1e-12)
+    assert parts.taps.keys() == whole.taps.keys() and torch.equal(parts.t, whole.t)
+    torch.testing.assert_close(parts.taps["output"], whole.taps["output"], rtol=1e-10, atol=1e-12)
+    assert max(float(g.abs().max()) for g in expected) > 0
+    torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-12)
+
+
+def test_it_then_takes_the_memory_of_one_part(dropping):
+    _, _, whole = gradient(dropping, Denoise(dropping), 16)
+    _, _, parts = gradient(dropping, Denoise(dropping, micro=2), 16)
+    weights = sum(p.numel() * 8 for p in dropping.parameters())
+    assert parts - weights < (whole - weights) / 8, (whole, parts, weights)
+
+
+def test_dropout_is_the_same_when_a_part_is_computed_again(dropping):
+    """The gradient is that of the value: finite differences along it, with the same masks."""
+    estimate = Denoise(dropping, micro=3)
+    est, found, _ = gradient(dropping, estimate)
+    again, same, _ = gradient(dropping, estimate)
+    assert torch.equal(est.x0_hat, again.x0_hat) and all(torch.equal(a, b) for a, b in zip(found, same, strict=True))
+    params, step = list(dropping.parameters()), 1e-7
+    assert len(params) == len(found)
+    values = []
+    for sign in (1, -1):
+        with torch.no_grad():
+            for p, g in zip(params, found, strict=True):
+                p += sign * step * g
+        moved, _, _ = gradient(dropping, estimate)
+        values.append(float(moved.x0_hat.detach().mean(0).square().sum()))
+        with torch.no_grad():
+            for p, g in zip(params, found, strict=True):
+                p -= sign * step * g
+    squared = sum(float(g.square().sum()) for g in found)
+    assert (values[0] - values[1]) / (2 * step) == pytest.approx(squared, rel=1e-4)
+
+
+def test_conditions_are_dropped_alike_some_rows_at_a_time(denoiser):
+    batch = Batch(torch.randn(8, 3, 8, 8), torch.tensor([0, 1, 2, 3] * 2))
+    whole, parts = (Denoise(denoiser, 0.5, micro)(batch, rng_for(0, 0, 8)) for micro in (None, 3))
+    assert torch.equal(whole.cond, parts.cond) and 0 < int((whole.cond == 4).sum()) < 8
+    torch.testing.assert_close(parts.x0_hat, whole.x0_hat, rtol=1e-4, atol=1e-4)
+
+
+def test_one_time_is_that_of_the_step_and_of_its_stream(denoiser):
+    batch = Batch(torch.randn(4, 3, 8, 8), torch.zeros(4, dtype=torch.int64))
+    estimate = Denoise(denoiser, one_time=True)
+    times = [float(estimate(batch, rng_for(0, 4 * k, 4, k)).t[0]) for k in range(30)]
+    assert len(set(times)) > 25 and 0.3 < sum(times) / 30 < 0.7
+    one = estimate(batch, rng_for(0, 0, 4, 3))
+    assert len(set(one.t.tolist())) == 1 and one.t.tolist() == estimate(batch, rng_for(0, 400, 4, 3)).t.tolist()
+    assert float(estimate(batch, rng_for(0, 0, 4, 3, "train-1")).t[0]) != float(one.t[0])
+    assert not torch.equal(one.noised.eps[0], one.noised.eps[1])  # noise is each row's own

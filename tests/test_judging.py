@@ -1,15 +1,14 @@
 """Judging what the user has: what is drawn from, what is read, what is kept beside the images, and what is refused before anything is drawn."""
 
-import importlib.util
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from processes import FLAGS, small_network
 
 from percepta import judging
 from percepta.recipes import recipes
@@ -17,25 +16,10 @@ from percepta.sampling import Job, draw
 from percepta.training.job import train
 from percepta.training.settings import Settings
 
-if "processes" not in sys.modules:
-    spec = importlib.util.spec_from_file_location("processes", Path(__file__).parent / "training" / "processes.py")
-    assert spec is not None
-    assert spec.loader is not None
-    sys.modules["processes"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(sys.modules["processes"])
-
-from processes import FLAGS, small_network
+torch.set_num_threads(1)
 
 REAL = "shapes:length=20,size=8"
 JUDGE = {"metrics": ("fid",), "spaces": ("pixels",), "kid_size": 5}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -1,14 +1,13 @@
 """A model judged over guidance weights: each weight is its own evaluation to the bit, what is done stays done, and what cannot be is refused at once."""
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DModel
 from PIL import Image
+from processes import small_network
 
 from percepta import judging, sweeping
 from percepta.cli import main
@@ -19,14 +18,7 @@ from percepta.path import LinearBeta
 from percepta.reports import write_report
 from percepta.sampling import Job
 
-if "processes" not in sys.modules:
-    spec = importlib.util.spec_from_file_location("processes", Path(__file__).parent / "training" / "processes.py")
-    assert spec is not None
-    assert spec.loader is not None
-    sys.modules["processes"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(sys.modules["processes"])
-
-from processes import small_network
+torch.set_num_threads(1)
 
 REAL = "shapes:length=20,size=8"
 JUDGE = {"metrics": ("fid", "kid"), "spaces": ("pixels",), "kid_size": 5}
@@ -48,14 +40,6 @@ def pipeline(folder, formulation=None, classes=3, rows=4, latent=False):
     meaning = formulation or Formulation(LinearBeta(1000), "noise")
     export_pipeline(folder, Denoiser(adapt(network, num_classes=classes), meaning), vae=vae if latent else None)
     return folder
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ COMMANDS = {
     "recipes": "list the methods, a line each",
     "train": "train or finetune by a recipe: percepta train NAME",
     "sample": "draw images from a run or a diffusers pipeline",
+    "translate": "images of one domain as images of the other, by a run of ladiffgan",
     "evaluate": "judge images, a run or a pipeline against real images: all metrics in one pass",
     "report": "one HTML page of one or several runs",
     "study": "run a table or figure of a paper, every cell at equal budget: percepta study list",

@@ -65,6 +65,8 @@ class Evaluate:
     guidance: str | None = None
     """For a model: classifier-free guidance; 1 is none. 1:4:0.25 (from:to:step) or 1,1.5,4 draws and judges it at each weight with the same
     seeds: a table, sweep.json and its plot. Default: what it was finetuned to be sampled with, else 1."""
+    prompts: str | None = None
+    """For a model that reads text: prompts with ; between, or a file with one a line. They are taken in turn. Default: the captions of REAL."""
     seed: int = 0
     """Of the drawn images, of random subsets and of the `domain` space."""
     batch: int = 32
@@ -156,9 +158,9 @@ def _check(command: Evaluate) -> None:
             refuse(f"--guidance {command.guidance} draws from a model; {command.generated} is no run and no pipeline folder")
         if command.neighbours:
             refuse(f"--neighbours looks at the images of one weight, got --guidance {command.guidance}")
-    if not is_generator(command.generated) and Path(command.generated).exists():
-        for name, usual in (("sampler", None), ("steps", None), ("guidance", None)):
-            if getattr(command, name) != usual:
+    if not is_generator(command.generated) and _is_set(command.generated):
+        for name in ("sampler", "steps", "guidance", "prompts"):
+            if getattr(command, name) is not None:
                 refuse(f"--{name} says how a model draws; {command.generated} is no run and no pipeline folder")
     out = _out(command)
     if command.neighbours and out is None:
@@ -166,6 +168,12 @@ def _check(command: Evaluate) -> None:
     for flag, folder in (("--out", out), ("--cache", command.cache)):
         if folder is not None:
             check_folder(folder, f"percepta evaluate: {flag} {folder}")
+
+
+def _is_set(generated: str) -> bool:
+    """Whether this names images rather than a path that is not there, of which it is said later that it is not."""
+    path = Path(generated)
+    return path.exists() or "{" in path.name or generated.partition(":")[0] in ("shapes", "hf")
 
 
 def _out(command: Evaluate) -> Path | None:
@@ -233,10 +241,10 @@ def _result(command: Evaluate, reading: dict, note, check, progress):
 
 def _job(command: Evaluate, guidance: float | None):
     from percepta.judging import DRAWN
-    from percepta.sampling import Job
+    from percepta.sampling import Job, prompts_of
 
-    return Job(source=Path(command.generated), num=command.num or DRAWN, steps=command.steps, sampler=command.sampler,
-               guidance=guidance, seed=command.seed, device=command.device)  # fmt: skip
+    return Job(source=Path(command.generated), num=command.num or DRAWN, steps=command.steps, sampler=command.sampler, guidance=guidance,
+               prompts=prompts_of(command.prompts), seed=command.seed, device=command.device)  # fmt: skip
 
 
 def _asked(command: Evaluate, reading: dict) -> dict:

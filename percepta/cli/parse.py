@@ -43,7 +43,7 @@ def parse(command: type[T], args: Sequence[str], prog: str, default: T | None = 
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-        raise Usage(f"{prog}: {_plain(errors.getvalue())} (see {prog} --help)") from None
+        raise Usage(f"{prog}: {_with_choices(command, _plain(errors.getvalue()))} (see {prog} --help)") from None
 
 
 def _tyro(command: type[T], args: Sequence[str], prog: str, default: T | None, description: str | None) -> T:
@@ -98,6 +98,13 @@ def _as_values(command: type, args: Sequence[str]) -> Iterable[str]:
             yield arg
             if flag in switches and after not in ("True", "False", "None"):
                 yield "True"
+
+
+def _with_choices(command: type, said: str) -> str:
+    """What a flag that is missing may be, where that is a short list."""
+    missing = re.fullmatch(r"--(\S+) is missing", said)
+    kind = typing.get_type_hints(command).get(missing.group(1).replace("-", "_")) if missing else None
+    return f"{said}: {', '.join(typing.get_args(kind))}" if typing.get_origin(kind) is typing.Literal else said
 
 
 def _plain(boxed: str) -> str:

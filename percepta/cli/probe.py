@@ -1,10 +1,10 @@
-"""percepta probe: what an autoencoder does to its latents, and what a step with LPL costs."""
+"""percepta probe: what an autoencoder does to its latents, what a step with LPL costs, and what a denoiser keeps of a batch's structure."""
 
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
@@ -19,10 +19,10 @@ class Probe:
     Example: percepta probe ./vae --what perturbation --data ./images --size 256
 
     OUT gets probe.json (the numbers), protocol.json (how they were made) and figures/. `percepta probe flops` counts what a training step
-    with LPL costs; it needs neither images nor weights.
+    with LPL costs; it needs neither images nor weights. `percepta probe affinity RUN` looks at what a denoiser keeps of a batch.
     """
 
-    vae: tyro.conf.Positional[str]
+    vae: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="VAE")]
     """A diffusers autoencoder folder, a pipeline with a vae/, a run of the recipe `autoencoder`, or `taef2`, whose weights
     `percepta doctor` asks for."""
     what: Literal["interpolation", "perturbation", "outliers"]
@@ -85,9 +85,49 @@ class Flops:
     """Print one JSON object."""
 
 
+@dataclass(frozen=True)
+class Affinity:
+    """Noise images with labels, denoise them in one step, and look at how alike they then are to each other, beside how alike they were.
+
+    Example: percepta probe affinity runs/sadm --data ./images --size 32
+
+    OUT gets probe.json, protocol.json and figures/: affinities as heat maps, beside the affinity of the labels (1 for two images of one class),
+    and the images. Numbers are means over all groups, the pictures are of the first.
+    """
+
+    model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
+    """A run folder, or a folder of a diffusers pipeline."""
+    data: str = "shapes"
+    """Images with labels: a folder with a folder for each class, .npz, tar shards, hf:NAME, or shapes."""
+    space: str = "inception-2048"
+    """Whose features are compared: inception-768, clip, dinov2, alex, domain (trained on --data), pixels."""
+    levels: str = "0.5,2,8"
+    """Noise levels, sigma/alpha, separated by commas."""
+    num: int = 8
+    """Images of a group, two of a class."""
+    groups: int = 32
+    """Groups of images, each with noise of its own."""
+    size: int | None = None
+    """Side of the images. Default: what the model makes."""
+    crop: Literal["center-crop", "stretch", "pad", "none"] = "center-crop"
+    """How an image becomes a square."""
+    seed: int = 0
+    """Of the noise, and of the `domain` space."""
+    out: Path | None = None
+    """Folder for what comes out. Default: runs/probe-affinity."""
+    device: str = "auto"
+    """auto, cpu, cuda or mps."""
+    json: bool = False
+    """Print one JSON object."""
+
+
 def run(args: Sequence[str]) -> int:
     if args and args[0] == "flops":
         return _flops(parse(Flops, args[1:], "percepta probe flops"))
+    if args and args[0] == "affinity":
+        from percepta.cli.probe_affinity import run as affinity
+
+        return affinity(args[1:])
     command = parse(Probe, args, "percepta probe")
     for flag, least in (("num", 1), ("size", 1), ("draws", 1)):
         if getattr(command, flag) < least:

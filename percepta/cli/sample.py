@@ -45,6 +45,8 @@ class Sample:
     """Class names or numbers, repeated in turn. Default: all classes in turn."""
     prompts: str | None = None
     """For a model that reads text: prompts with ; between, or a file with one a line. They are taken in turn."""
+    negative_prompt: str | None = None
+    """With --prompts and --guidance: the text that guidance leads away from. Default: the empty one."""
     predict: Literal["eps", "x0", "v", "flow", "edm"] | None = None
     """For a bare model folder, without a scheduler beside it: what the network predicts."""
     schedule: Literal["linear", "cosine"] | None = None
@@ -67,6 +69,8 @@ def run(args: Sequence[str]) -> int:
         value = getattr(command, name)
         if value is not None and value < 1:
             raise Usage(f"percepta sample: --{name} must be at least 1, got {value}")
+    if command.negative_prompt is not None and not command.negative_prompt.strip():
+        raise Usage("percepta sample: --negative-prompt is empty, which it is anyway: leave it away")
     from percepta.sampling import draw
     from percepta.training.signals import Interrupted, stop_on_signals
 
@@ -84,6 +88,6 @@ def _job(command: Sample):
 
     return Job(
         source=command.source, num=command.num, steps=command.steps, sampler=command.sampler, spacing=command.spacing, eta=command.eta,
-        clip=command.clip, guidance=command.guidance, classes=command.classes, prompts=prompts_of(command.prompts), seed=command.seed, batch=command.batch, predict=command.predict, schedule=command.schedule,
-        device=command.device, mixed_precision=command.mixed_precision,
+        clip=command.clip, guidance=command.guidance, classes=command.classes, prompts=prompts_of(command.prompts), negative_prompt=command.negative_prompt, seed=command.seed, batch=command.batch,
+        predict=command.predict, schedule=command.schedule, device=command.device, mixed_precision=command.mixed_precision,
     )  # fmt: skip

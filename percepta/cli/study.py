@@ -2,9 +2,9 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
@@ -22,7 +22,7 @@ class Study:
     stopped goes on when the same command is called again. DIR/NAME/table.html, table.md and table.json come out.
     """
 
-    name: tyro.conf.Positional[str]
+    name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME")]
     """The study; or `list`."""
     scale: Literal["pocket", "paper"] = "pocket"
     """pocket: built-in images, minutes on two cores. paper: the paper's sizes, which need its images (--data) and a GPU."""
@@ -43,8 +43,10 @@ class Study:
     """A pretrained pipeline or run to start from. Default: one is trained, once for all rows and studies."""
     held_out: str | None = None
     """Images like those of --data that no model is trained on: what a perfect model would score, and the yardstick of copying."""
+    target: tuple[str, ...] = ()
+    """Images of the domains that a model is brought to (sadm-table4): one or two sets, or the paper's, as in flowers=DIR cars=DIR."""
     plan: bool = False
-    """Print the commands and run nothing."""
+    """Print the commands, and how much is done, and run nothing."""
     json: bool = False
     """Print one JSON object."""
 
@@ -68,7 +70,9 @@ def run(args: Sequence[str]) -> int:
     from percepta.studies.engine.plan import make_plan
 
     study = found[command.name]
-    at = study.at(command.scale, data=command.data, size=command.size, init=command.init, held_out=command.held_out)
+    at = study.at(
+        command.scale, data=command.data, size=command.size, init=command.init, held_out=command.held_out, targets=command.target
+    )
     if at.init is not None and not Path(at.init).exists():
         raise Usage(f"percepta study: --init {at.init} does not exist")
     root = command.out or Path("runs/studies") / command.scale
@@ -79,10 +83,15 @@ def run(args: Sequence[str]) -> int:
 
 def _show_plan(plan, root: Path, as_json: bool) -> int:
     from percepta.studies.engine.store import Store
+    from percepta.training.log import console
 
     store = Store(root)
     commands = [store.command(job) for job in plan.jobs]
-    to_stdout(json.dumps({"study": plan.study.name, "commands": commands}) if as_json else "\n".join(commands))
+    counts = plan.counts(lambda job: store.record(job) is not None)
+    found = {"study": plan.study.name, "commands": commands, **asdict(counts)}
+    to_stdout(json.dumps(found) if as_json else "\n".join(commands))
+    if not as_json:  # stdout holds nothing but commands
+        console.print(counts.told(), markup=False)
     return 0
 
 

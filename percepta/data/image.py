@@ -112,6 +112,33 @@ def read_image(data: Path | str | bytes, name: str | None = None, reading: Readi
     return Decoded(image, file.format or "", tuple(changes))
 
 
+def rgb_of(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
+    """A picture that is open already, as a file of it is read: upright, 8 bits, transparent parts white."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16"):
+        return _high_byte(image)
+    if image.mode in ("I", "F"):
+        raise BadImage("<picture>", "unsupported", f"has 32-bit values (mode {image.mode}): convert it to 8 or 16 bits first")
+    return np.array(_flattened(image, [], BACKGROUNDS["white"]))
+
+
+def alpha_of(image: Image.Image) -> UInt8[np.ndarray, "h w"] | None:
+    """How opaque each pixel of the upright picture is, 0 to 255; None where it cannot be transparent."""
+    if not _has_alpha(image):
+        return None
+    return np.array(ImageOps.exif_transpose(image).convert("RGBA").getchannel("A"))
+
+
+def _has_alpha(image: Image.Image) -> bool:
+    return image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or (
+        "transparency" in image.info and image.mode in ("1", "L", "P", "RGB")
+    )
+
+
+def _high_byte(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
+    return np.repeat((np.asarray(image).astype(np.int64) >> 8).astype(np.uint8)[..., None], 3, axis=2)
+
+
 def _brief(error: Exception) -> str:
     text = " ".join(re.sub(r"<_io\.BytesIO object at \w+>", "", str(error)).split())[
         :120
@@ -149,7 +176,7 @@ def _to_rgb(file: Image.Image, data: bytes, changes: list[str], background: tupl
         image = ImageOps.exif_transpose(file)
     if image.mode.startswith("I;16") or (image.mode == "I" and file.format == "PPM"):
         changes += ["16-bit", "grey"]
-        return np.repeat((np.asarray(image).astype(np.int64) >> 8).astype(np.uint8)[..., None], 3, axis=2)
+        return _high_byte(image)
     if image.mode in ("I", "F"):
         raise BadImage(
             "", "unsupported", f"has 32-bit values (mode {image.mode}) without a stated range: convert it to 8 or 16 bits first"

@@ -16,12 +16,13 @@ from percepta.data.shards import Shards, expand
 from percepta.data.source import Pairs, Source
 
 DOMAIN_FOLDERS = (("A", "B"), ("trainA", "trainB"))
+TEST_FOLDERS = {"testA", "testB"}
 
 
 def open_source(spec: str | Path, size: int | None = None, reading: Reading | None = None) -> Source:
     """One set of images. `size` is what sources that draw at any size use unless the spec says otherwise."""
     text = str(spec)
-    if text == "shapes" or text.startswith("shapes:"):
+    if is_shapes(text):
         return _shapes(text, size)
     if text.startswith("hf:"):
         return HuggingFace.from_cache(text[3:], reading)
@@ -39,8 +40,8 @@ def open_source(spec: str | Path, size: int | None = None, reading: Reading | No
     pair = _domains(path)
     if pair is not None:
         raise ValueError(
-            f"{path}: holds two domains ({pair[0]}/ and {pair[1]}/): name one of them, or use both for translation "
-            f"(--source {path / pair[0]} --target {path / pair[1]})"
+            f"{path}: holds two domains ({pair[0]}/ and {pair[1]}/): name one of them ({path / pair[1]}), or use both for translation "
+            f"(percepta train ladiffgan --source {path})"
         )
     if is_saved_dataset(path):
         return HuggingFace.from_disk(path, reading)
@@ -52,20 +53,32 @@ def open_pairs(spec: str | Path, other: str | Path | None = None, size: int | No
     """Two unpaired domains: a folder with A/ and B/ (or trainA/ and trainB/), two sources, or `shapes` (outline to filled)."""
     if other is not None:
         return Pairs(open_source(spec, size, reading), open_source(other, size, reading))
-    text = str(spec)
-    if text == "shapes" or text.startswith("shapes:"):
-        if "domain" in text:
+    a, b = both_domains(str(spec))
+    return Pairs(open_source(a, size, reading), open_source(b, size, reading))
+
+
+def both_domains(text: str) -> tuple[str, str]:
+    """The two domains that one name stands for, A and B, each as `open_source` takes it."""
+    if is_shapes(text):
+        if "domain=" in text:
             raise ValueError(f"{text}: a pair of domains holds both; leave the domain out, or name two sources")
-        rest = text.partition(":")[2]
-        a, b = (f"shapes:domain={domain}" + (f",{rest}" if rest else "") for domain in ("outline", "filled"))
-        return Pairs(open_source(a, size), open_source(b, size))
+        return shapes_text(text, domain="outline"), shapes_text(text, domain="filled")
     path = Path(text)
     if not path.exists():
         raise ValueError(_missing(path))
     pair = _domains(path) if path.is_dir() else None
-    if pair is None:
-        raise ValueError(f"{path}: translation needs two domains: a folder with A/ and B/ (or trainA/ and trainB/), or two paths")
-    return Pairs(open_source(path / pair[0], size, reading), open_source(path / pair[1], size, reading))
+    if pair is not None:
+        return str(path / pair[0]), str(path / pair[1])
+    names = folder_names(path) if path.is_dir() else ()
+    one = next((name for pair in DOMAIN_FOLDERS for name in pair if name in names), None)
+    raise ValueError(
+        f"{path}: translation needs two domains: a folder with A/ and B/ (or trainA/ and trainB/), or two paths, --source and --target"
+        + (
+            ""
+            if one is None
+            else f"; it holds {one}/ without the other one, beside {', '.join(n for n in names if n != one) or 'nothing'}"
+        )
+    )
 
 
 def _domains(path: Path) -> tuple[str, str] | None:
@@ -73,9 +86,20 @@ def _domains(path: Path) -> tuple[str, str] | None:
     if (path / "metadata.jsonl").is_file():
         return None
     names = set(folder_names(path))
-    if names == {"A", "B"}:
+    if names - TEST_FOLDERS == {"A", "B"}:
         return DOMAIN_FOLDERS[0]
     return DOMAIN_FOLDERS[1] if names >= set(DOMAIN_FOLDERS[1]) else None
+
+
+def is_shapes(text: str) -> bool:
+    return text == "shapes" or text.startswith("shapes:")
+
+
+def shapes_text(text: str, **options: str) -> str:
+    """These shapes with other options."""
+    parts = [part.partition("=") for part in text.partition(":")[2].split(",") if part]
+    said = {key: value for key, _, value in parts}
+    return "shapes:" + ",".join(f"{key}={value}" for key, value in {**said, **options}.items())
 
 
 def _shapes(text: str, size: int | None) -> Shapes:

@@ -6,11 +6,12 @@ shape is seen at once. Scenes are numbered without end; a source shows `length` 
 
 Two domains exist for unpaired translation: `filled` (texture, background) and `outline` (a stroke of the same colour on paper).
 They draw scenes from disjoint ranges, so no scene is ever seen in both; `hidden_pair` draws a scene of one as the other would
-show it: the truth that training must not use and evaluation may.
+show it: the truth that training must not use and evaluation may. The scenes of `part=test` are a third range, and the same in both
+domains: image k of one shows what image k of the other does.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
@@ -36,6 +37,7 @@ TEXTURE_WORDS = ("", "striped ", "dotted ", "checked ")
 BACKGROUNDS = ((34, 36, 44), (66, 62, 60), (214, 210, 200), (240, 242, 246))  # two dark, two light: no hue that a shape could have
 PAPER = (248, 246, 240)
 DOMAINS = {"filled": 0, "outline": 2**40}  # where each domain's scenes begin
+TEST = 2**42  # and those of part=test, in both: as far from the others as no training set reaches
 VERSION = 1  # part of the fingerprint: raise it when a drawing changes
 FINE = 2  # samples per pixel and direction, on top of edges that are soft over one of them
 
@@ -57,7 +59,8 @@ class Attributes(NamedTuple):
 
 @dataclass(frozen=True)
 class Shapes(Source):
-    """`size` in pixels, `length` images, `labels`: shape-colour, shape, colour or none; `textures`: all or plain."""
+    """`size` in pixels, `length` images, `labels`: shape-colour, shape, colour or none; `textures`: all or plain; `only`: some of the shapes, as in
+    star+ring, from the scenes that show them; `part`: train, or test: scenes that no training set has, the same in both domains."""
 
     size: int = 32
     length: int = 50_000
@@ -65,24 +68,39 @@ class Shapes(Source):
     labels: str = "shape-colour"
     textures: str = "all"
     seed: int = 0
+    only: str = field(default="", repr=False)  # a set of all shapes keeps the fingerprint that it always had
+    part: str = field(default="train", repr=False)  # and so does one for training
 
     def __post_init__(self) -> None:
-        known = {"domain": tuple(DOMAINS), "labels": ("shape-colour", "shape", "colour", "none"), "textures": ("all", "plain")}
-        for field, values in known.items():
-            if getattr(self, field) not in values:
-                raise ValueError(f"shapes: unknown {field} {getattr(self, field)!r}; known: {', '.join(values)}")
+        known = {
+            "domain": tuple(DOMAINS),
+            "labels": ("shape-colour", "shape", "colour", "none"),
+            "textures": ("all", "plain"),
+            "part": ("train", "test"),
+        }
+        for option, values in known.items():
+            if getattr(self, option) not in values:
+                raise ValueError(f"shapes: unknown {option} {getattr(self, option)!r}; known: {', '.join(values)}")
+        wrong = [name for name in filter(None, self.only.split("+")) if name not in SHAPES]
+        if wrong or len(set(self.shown)) != len(self.shown):
+            raise ValueError(f"shapes: only={self.only}: give some of {', '.join(SHAPES)}, each once, with + between")
         if self.size < 8:
             raise ValueError(f"shapes are drawn from 8 pixels up, got size {self.size}")
         if not 1 <= self.length <= 2**40:
             raise ValueError(f"the length of shapes lies between 1 and 2^40, got {self.length}")
 
     @property
+    def shown(self) -> tuple[str, ...]:
+        """The shapes that occur, as they were named: their order is that of the labels."""
+        return tuple(filter(None, self.only.split("+"))) or SHAPES
+
+    @property
     def class_names(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
         names = {
-            "shape": SHAPES,
+            "shape": self.shown,
             "colour": tuple(COLOURS),
             "none": (),
-            "shape-colour": tuple(f"{c} {s}" for s in SHAPES for c in COLOURS),
+            "shape-colour": tuple(f"{c} {s}" for s in self.shown for c in COLOURS),
         }
         return names[self.labels]
 
@@ -94,14 +112,32 @@ class Shapes(Source):
         scenes = np.asarray(indices, dtype=np.int64)
         if scenes.size and not (scenes.min() >= 0 and scenes.max() < self.length):
             raise IndexError(f"shapes have indices 0 to {self.length - 1}, got {scenes.min()} to {scenes.max()}")
-        return attributes(scenes + DOMAINS[self.domain], self.seed, self.textures)
+        if self.only:
+            scenes = self._scenes[scenes]
+        return attributes(scenes + self.first, self.seed, self.textures)
+
+    @property
+    def first(self) -> int:
+        """The number of the first scene."""
+        return DOMAINS[self.domain] if self.part == "train" else TEST
+
+    @cached_property
+    def _scenes(self) -> np.ndarray:
+        """The first `length` scenes that show one of the shapes."""
+        wanted, found, first = [SHAPES.index(name) for name in self.shown], list[np.ndarray](), 0
+        while sum(map(len, found)) < self.length:
+            scenes = np.arange(first, first + max(self.length, 64))
+            shapes = attributes(scenes + self.first, self.seed, self.textures).shape
+            found.append(scenes[np.isin(shapes, wanted)])
+            first += len(scenes)
+        return np.concatenate(found)[: self.length]
 
     def labels_of(self, shown: Attributes) -> np.ndarray | None:
         if self.labels == "none":
             return None
-        return {"shape": shown.shape, "colour": shown.colour, "shape-colour": shown.shape * len(COLOURS) + shown.colour}[
-            self.labels
-        ]
+        places = np.array([self.shown.index(name) if name in self.shown else -1 for name in SHAPES])
+        shape = places[shown.shape]
+        return {"shape": shape, "colour": shown.colour, "shape-colour": shape * len(COLOURS) + shown.colour}[self.labels]
 
     @cached_property
     def texts(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -119,9 +155,9 @@ class Shapes(Source):
         shown = self.attributes(indices)
         labels = self.labels_of(shown)
         images = draw(shown, self.size, self.domain)
+        where = self.domain if self.part == "train" else f"{self.domain}/{self.part}"
         return [
-            Item(images[k], None if labels is None else int(labels[k]), f"shapes:{self.domain}/{int(i)}")
-            for k, i in enumerate(indices)
+            Item(images[k], None if labels is None else int(labels[k]), f"shapes:{where}/{int(i)}") for k, i in enumerate(indices)
         ]
 
     def hidden_pair(self, index: int) -> UInt8[np.ndarray, "s s 3"]:
@@ -130,7 +166,8 @@ class Shapes(Source):
         return draw(self.attributes([index]), self.size, other)[0]
 
     def entries(self) -> Iterator[tuple[str, int, str, int | None]]:
-        yield repr(self), self.length, hash_of(VERSION), None
+        part = "" if self.part == "train" else f" part {self.part}"
+        yield f"{self!r}{self.only and f' only {self.only}'}{part}", self.length, hash_of(VERSION), None
 
 
 def attributes(scenes: np.ndarray, seed: int, textures: str = "all") -> Attributes:

@@ -32,7 +32,13 @@ FILTERS = {
     "bilinear": "a triangle",
     "box": "a mean",
 }
+STILL = {"random-crop": "center-crop", "jitter": "stretch"}  # what stands for a crop of which training draws the place
 MAX_STAGE = 2**26  # pixels of the resized image: a 1 x 10000 file must not become 256 x 2560000
+
+
+def still(crop: str) -> str:
+    """This crop for images that are judged: cut the same way each time."""
+    return STILL.get(crop, crop)
 
 
 class Draws(NamedTuple):

@@ -18,7 +18,7 @@ from torch.nn.functional import max_pool2d
 NORMS = ("predicted", "separate", "target", "pixel", "pixel-target")
 OUTLIERS = ("none", "target", "prediction", "union")
 LAYER_WEIGHTS = ("upscale", "halving", "equal")
-FLOOR = 1e-3
+FLOOR = 1e-3  # the smallest variance of a channel, as a part of the layer's mean: a dead channel must not be blown up
 EPS = 1e-8  # of a variance or a squared length
 SLACK = 1e-4  # relative, of sums in float32
 FINEST = 2  # outliers are looked for where a feature's place is at most so many pixels wide, as the authors' code has it

@@ -78,7 +78,10 @@ def warnings_of(
         out.append("inception-768 is not the published FID (2048 features): call it FID-768 and never set it beside a paper's")
     smallest = min((len(side) for side in images), default=0)
     if any(w.metric.name == "kid" for w in plan.wanted) and smallest < dialect.kid_size:
-        out.append(f"KID's subsets of {dialect.kid_size} exceed a set of {smallest}: subsets of {smallest} were used")
+        out.append(
+            f"KID's subsets of {dialect.kid_size} exceed a set of {smallest}: subsets of {smallest} were used, which all hold the same images of it; "
+            "a smaller --kid-size tells a spread"
+        )
     if isinstance(fake, ImageSet) and isinstance(real, ImageSet):
         out += between(fake, real)
     return out

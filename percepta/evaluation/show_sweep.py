@@ -45,14 +45,14 @@ def tables_of(sweep: Sweep, width: int) -> Iterator[Table]:
 
 
 def _column(sweep: Sweep, metric: str) -> list[str]:
-    """Its name and its values, the best marked. A mark is as wide as a space, so that digits stand below digits."""
-    curve, best = sweep.curve(metric), sweep.best().get(metric)
+    """Its name and its values, the best marked, and what is printed as it is. A mark is as wide as a space, so that digits stand below digits."""
+    curve, best = sweep.curve(metric), sweep.starred().get(metric, [])
     space = next(iter(curve.values())).space
     suffix = metric.partition("@")[2]
     cells = [f"{label_of(metric, space)}{f' @{suffix}' if suffix else ''} "]
     for weight in sweep.points:
         found = curve.get(weight)
-        mark = BEST if weight == best else MARK if found is not None and found.contaminated else " "
+        mark = BEST if weight in best else MARK if found is not None and found.contaminated else " "
         cells.append("- " if found is None else f"{text_of(found.value)}{mark}")
     return cells
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from percepta.evaluation.evaluate import Evaluation
 from percepta.evaluation.metrics import HIGHER, Value
+from percepta.evaluation.show import text_of
 
 MOST = 100  # weights in a sweep: each is a drawing and an evaluation of its own
 FORMS = "give a number, a list such as 1,1.5,4, or from:to:step such as 1:4:0.25"
@@ -81,22 +82,33 @@ class Sweep:
         return {weight: point.metrics[metric] for weight, point in self.points.items() if metric in point.metrics}
 
     def best(self) -> dict[str, float]:
-        """Metric -> the weight of its best value. None of a space that was trained against, nor where all values are equal."""
+        """Metric -> the weight of its best value. None of a space that was trained against, nor where all values are printed alike."""
         out = {}
         for metric in self.metrics:
-            curve = {w: found.value for w, found in self.curve(metric).items() if not found.contaminated and isfinite(found.value)}
-            if len(set(curve.values())) > 1:
+            curve = self._honest(metric)
+            if len(set(map(text_of, curve.values()))) > 1:
                 out[metric] = (max if metric.partition("@")[0] in HIGHER else min)(curve, key=lambda weight: curve[weight])
         return out
 
+    def starred(self) -> dict[str, list[float]]:
+        """Metric -> the weight of its best value, and those whose values are printed as that one is."""
+        return {
+            metric: [w for w, value in curve.items() if text_of(value) == text_of(curve[weight])]
+            for metric, weight in self.best().items()
+            if (curve := self._honest(metric))
+        }
+
+    def _honest(self, metric: str) -> dict[float, float]:
+        return {w: found.value for w, found in self.curve(metric).items() if not found.contaminated and isfinite(found.value)}
+
     def close(self) -> dict[str, list[float]]:
         """Metric -> the other weights that are as good as the best, or that its spread does not tell from it."""
-        out = {}
+        out, alike = {}, self.starred()
         for metric, weight in self.best().items():
             curve = self.curve(metric)
             best = curve[weight]
             away = {w: abs(v.value - best.value) for w, v in curve.items() if w != weight}
-            near = [w for w, gap in away.items() if gap == 0 or gap < max(curve[w].std or 0.0, best.std or 0.0)]
+            near = [w for w, gap in away.items() if w in alike[metric] or gap < max(curve[w].std or 0.0, best.std or 0.0)]
             if near:
                 out[metric] = near
         return out

@@ -4,9 +4,10 @@ No code from the folder is ever run: components are built from diffusers' classe
 read in a process of its own, as tensors only (percepta.weights).
 """
 
+import copy
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from percepta.interop.folders import NETWORKS, TEXT, VAES, TextParts, find_folde
 from percepta.interop.schedules import SamplerDefaults, UnknownMeaning, defaults_of, formulation_of, scheduler_for
 from percepta.networks import Network, adapt, cascade_formulation, load_model
 from percepta.path import AbstractDiscretePath
+from percepta.peft import is_adapter, load_adapter, read_record
 from percepta.weights import read_weights
 
 FLAGS = (
@@ -51,11 +53,43 @@ def load_pipeline(path: str | Path, formulation: Formulation | None = None) -> P
     folder = find_folder(path)
     if (folder / "model" / "model_index.json").is_file():  # a run
         folder = folder / "model"
+    elif is_adapter(folder / "adapter"):  # a run whose adapter does not fold
+        folder = folder / "adapter"
+    if is_adapter(folder):
+        return _from_adapter(folder, formulation)
     if (folder / "model_index.json").is_file():
         return _from_index(folder, formulation)
     if (folder / "config.json").is_file():
         return _from_model(folder, formulation)
     raise ValueError(f"{folder} is neither a pipeline (no model_index.json), nor a run (no model/), nor a model (no config.json)")
+
+
+def _from_adapter(folder: Path, formulation: Formulation | None) -> Pipeline:
+    """The base that an adapter names, with the adapter in it: folded where it folds."""
+    name = read_record(folder)["base"]["name"]
+    try:
+        base = load_pipeline(name, formulation)
+    except UnknownMeaning:
+        raise
+    except ValueError as error:
+        raise ValueError(f"{folder} is an adapter for {name}, which cannot be read from here: {error}") from error
+    assert isinstance(base.denoiser.network, Network)
+    adapter = load_adapter(base.denoiser.network, folder)
+    if adapter.peft.folds:
+        with adapter.merged():
+            plain = copy.deepcopy(adapter.network.model)
+        adapter.network.model = plain
+    names = _run_classes(folder) if adapter.renewed else base.class_names
+    held = {} if adapter.peft.folds else {"adapter": adapter.peft.name}
+    adapter.network.requires_grad_(False).eval()
+    return replace(base, class_names=names, origin={**base.origin, **held})
+
+
+def _run_classes(folder: Path) -> tuple[str, ...] | None:
+    """The names of the classes that an adapter was trained on, from the run that it lies in."""
+    config = folder.parent / "config.json"
+    names = read_json(config).get("resolved", {}).get("class_names") if config.is_file() else None
+    return None if names is None else tuple(names)
 
 
 def _from_index(folder: Path, formulation: Formulation | None) -> Pipeline:

@@ -1,7 +1,14 @@
 """Networks behind one call: (x, time, cond) -> raw output; autoencoders behind encode and decode; presets of both; loading."""
 
 from percepta.networks.adapter import Network, adapt
-from percepta.networks.autoencoders import AUTOENCODERS, Autoencoder, build_autoencoder, image_size, load_autoencoder
+from percepta.networks.autoencoders import (
+    AUTOENCODERS,
+    Autoencoder,
+    build_autoencoder,
+    image_size,
+    load_autoencoder,
+    outline_autoencoder,
+)
 from percepta.networks.cascade import Cascade
 from percepta.networks.cascade_build import CascadeSpec, Parts, build_cascade, cascade_formulation, parts_of
 from percepta.networks.cost import Cost, cost_of
@@ -29,6 +36,7 @@ __all__ = [
     "image_size",
     "load_autoencoder",
     "load_model",
+    "outline_autoencoder",
     "parts_of",
     "preset_table",
 ]

@@ -197,6 +197,13 @@ class Network(nn.Module):
             self.family.resize(self.model, size)
             self.sample_size = size
 
+    def scale_time(self, factor: float) -> None:
+        """From now on the model reads time * factor, and its configuration says so."""
+        facts = replace(facts_of(self.model), time_factor=factor)
+        self.family.prepare(self.model, facts)  # refuses where a family cannot
+        remember(self.model, facts)
+        self.time_factor = factor
+
     def enable_gradient_checkpointing(self) -> None:
         """Trade compute for memory: blocks are computed again in the backward pass."""
         if not self.model._supports_gradient_checkpointing:

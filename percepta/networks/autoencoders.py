@@ -17,7 +17,7 @@ from diffusers import AsymmetricAutoencoderKL, AutoencoderKL, AutoencoderTiny, V
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from percepta.networks.loading import load_model
+from percepta.networks.loading import class_of, load_model
 from percepta.networks.presets import apply_overrides, nearest
 
 LEVELS = {  # where each class's configuration lists the levels of its encoder
@@ -124,6 +124,13 @@ class Autoencoder(nn.Module):
 def load_autoencoder(folder: str | Path) -> Autoencoder:
     """The autoencoder saved in a folder: a `vae/` of a pipeline, or what Autoencoder.save_pretrained wrote."""
     return Autoencoder(load_model(folder))
+
+
+def outline_autoencoder(folder: str | Path) -> Autoencoder:
+    """Its shapes alone, by its config.json: on the device meta, without weights."""
+    cls: Any = class_of(Path(folder))
+    with torch.device("meta"):
+        return Autoencoder(cls.from_config(cls.load_config(folder)))
 
 
 # f = 4: 32 x 32 pixels become 8 x 8 latents of 4 channels. The scale is set when the training of it ends

@@ -21,6 +21,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 RATIOS = ("sigmoid", "raw")
+HALF = 65504 / 10  # how far x0* may reach where phi runs in fp16: the rest of its range is for the layers' sums
 FOLLOWS = ("sample_size", "in_channels", "out_channels", "num_class_embeds")  # what the parts' configurations leave to the whole
 
 
@@ -58,8 +59,8 @@ class Cascade(ModelMixin, ConfigMixin):
 
     `theta_config` and `phi_config` are UNet2DModel's, without what follows from the data; without `phi_config` this is Dual Diffusion.
     `concat` shows phi eps' beside x0*. `ratio` is "sigmoid" (r in (0, 1)) or "raw". `clamp` None leaves x0* as it comes, which is
-    up to 1e5 in the noisiest steps (too large for fp16). The U-Nets read timestep * `time_factor`: improved-diffusion shows them a
-    scale of 1000, whatever T is.
+    up to 1e6 in the noisiest steps of a cosine schedule: in fp16 phi would answer NaN, so that is refused. The U-Nets read timestep *
+    `time_factor`: improved-diffusion shows them a scale of 1000, whatever T is.
     """
 
     _supports_gradient_checkpointing = True
@@ -99,6 +100,8 @@ class Cascade(ModelMixin, ConfigMixin):
         knots = torch.cat([torch.zeros(1, dtype=torch.float64, device="cpu"), log_abar])
         self.register_buffer("log_abar", knots.view(torch.int64), persistent=False)
 
+        self.reach = 10 * math.exp(-float(log_abar[-1]) / 2)  # of x0*: ten standard deviations over the least alpha
+
     @property
     def unets(self) -> tuple[UNet2DModel, ...]:
         return (self.theta,) if self.phi is None else (self.theta, self.phi)
@@ -124,6 +127,19 @@ class Cascade(ModelMixin, ConfigMixin):
         clamp = self.config["clamp"]
         return star if clamp is None else star.clamp(-clamp, clamp)
 
+    def _check_range(self, sample: Tensor) -> None:
+        """phi reads x0*: refused where fp16 cannot hold it, on the schedule as a whole, so that no step has to be waited for."""
+        device, clamp = sample.device.type, self.config["clamp"]
+        reach = self.reach if clamp is None else min(clamp, self.reach)
+        if self.phi is None or reach <= HALF:
+            return
+        cast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+        if (torch.get_autocast_dtype(device) if cast else sample.dtype) == torch.float16:
+            raise ValueError(
+                f"x0* reaches {reach:.0e} in the noisiest steps of this cascade (clamp {clamp}), more than fp16 can hold (6.6e+04): use bf16 "
+                "or no mixed precision, train with a clamp (--clamp-x0 1.0), or on 1000 steps of --schedule linear"
+            )
+
     def forward(
         self,
         sample: Float[Tensor, "b c h w"],
@@ -132,6 +148,7 @@ class Cascade(ModelMixin, ConfigMixin):
         return_dict: bool = True,
     ) -> UNet2DOutput | tuple[Tensor]:
         config, c = self.config, sample.shape[1]
+        self._check_range(sample)
         wide = torch.promote_types(sample.dtype, torch.float32)
         time = torch.as_tensor(timestep, device=sample.device).reshape(-1).expand(len(sample))
         read = time if config["time_factor"] == 1 else time * config["time_factor"]

@@ -9,25 +9,46 @@ from diffusers import ModelMixin
 from safetensors import SafetensorError
 
 from percepta.networks.cascade import Cascade
+from percepta.networks.cyclegan import CycleganPair
 from percepta.networks.ddpmpp import DDPMPP
+from percepta.networks.munit import MunitPair
+from percepta.networks.ugatit import UgatitPair
+from percepta.networks.unit import UnitPair
 
-OWN: dict[str, type[ModelMixin]] = {cls.__name__: cls for cls in (DDPMPP, Cascade)}
+OWN: dict[str, type[ModelMixin]] = {cls.__name__: cls for cls in (DDPMPP, Cascade, CycleganPair, UnitPair, MunitPair, UgatitPair)}
 
 
-def _class_of(folder: Path) -> type[ModelMixin]:
+def class_of(folder: Path) -> type[ModelMixin]:
+    """The class that a model folder's config.json names."""
     config = folder / "config.json"
     if not config.is_file():
         parts = sorted(p.parent.name for p in folder.glob("*/config.json"))
         hint = f"it holds {', '.join(parts)}: give one of these" if parts else "give a folder that save_pretrained wrote"
         raise ValueError(f"no config.json in {folder}: this is no model folder; {hint}")
     try:
-        name = json.loads(config.read_text()).get("_class_name")
+        content = json.loads(config.read_text())
+        name = content.get("_class_name")
     except (ValueError, AttributeError) as error:
         raise ValueError(f"{config} is not a model's configuration: {error}") from error
+    if name is None and "recipe" in content:
+        raise ValueError(f"{folder} is a run of the recipe {content['recipe']}, {_what_for(folder, content['recipe'])}")
     found = OWN.get(str(name)) or getattr(diffusers, str(name), None)
     if not (isinstance(found, type) and issubclass(found, ModelMixin)):
         raise ValueError(f"{config} names the class {name!r}, no model of diffusers {diffusers.__version__} nor of Percepta")
     return found
+
+
+def _what_for(run: Path, recipe: str) -> str:
+    """What a run's folder can be given for, where a model was expected in its place."""
+    if recipe == "autoencoder":
+        return "which trains an autoencoder and no denoiser: give it as --vae"
+    if recipe == "prior":
+        return "whose denoiser is told another latent, and judges translations: percepta.objectives.prior reads it"
+    if recipe == "ladiffgan":
+        return f"which translates images and draws none: percepta translate {run} IMAGES OUT"
+    if (run / "model").is_dir():
+        return f"and its model is a pipeline: give it as --init, or a network of {run / 'model'}"
+    return f"and has no model yet: go on with percepta train {recipe} --out {run} --resume, or take a checkpoint of it with percepta export"
 
 
 def load_model(folder: str | Path) -> ModelMixin:
@@ -36,7 +57,7 @@ def load_model(folder: str | Path) -> ModelMixin:
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"no folder {folder}; models load from a local one: hf download NAME --local-dir FOLDER")
-    cls = _class_of(folder)
+    cls = class_of(folder)
     if not list(folder.glob("*.safetensors")):
         others = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt"))
         convert = f"{cls.__name__}.from_pretrained(folder).save_pretrained(folder, safe_serialization=True)"

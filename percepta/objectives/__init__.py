@@ -7,6 +7,7 @@ from percepta.objectives.mmd import Mmd
 from percepta.objectives.perceptual import PyramidL1
 from percepta.objectives.reconstruction import L1, Kl
 from percepta.objectives.self_perceptual import SelfPerceptual, frozen_copy
+from percepta.objectives.structure import AdversarialStructure, Rounds, Structure, Structures
 from percepta.objectives.term import AbstractObjective, AbstractPerBatch, AbstractPerSample, Calibrated, Term, TrainsCritic
 from percepta.objectives.weights import WEIGHTS, Weight, weight_named
 
@@ -16,6 +17,7 @@ __all__ = [
     "AbstractObjective",
     "AbstractPerBatch",
     "AbstractPerSample",
+    "AdversarialStructure",
     "Calibrated",
     "Denoising",
     "Kl",
@@ -23,7 +25,10 @@ __all__ = [
     "Metric",
     "Mmd",
     "PyramidL1",
+    "Rounds",
     "SelfPerceptual",
+    "Structure",
+    "Structures",
     "Term",
     "TrainsCritic",
     "Weight",

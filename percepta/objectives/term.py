@@ -7,8 +7,9 @@ of 1(gate) loss, as the papers write it.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal
 
 import torch
@@ -21,7 +22,9 @@ from percepta.rng import Rng
 
 
 class AbstractObjective(ABC):
-    """A judgement of an Estimate."""
+    """A judgement of an Estimate. `told`, where it has one, holds further numbers for the log after each call: means over the rows."""
+
+    told: Mapping[str, Tensor] = MappingProxyType({})
 
 
 class AbstractPerSample(AbstractObjective):
@@ -42,12 +45,22 @@ class AbstractPerBatch(AbstractObjective):
 
 
 class TrainsCritic(ABC):
-    """An objective with a network of its own that takes a turn before the model does."""
+    """An objective with a network of its own that takes a turn before the model does.
+
+    `limits` bound what the objective tells (`told`) of a critic that has moved: beyond one, it is good for nothing any more, the run stops before
+    that is saved, and `advice` says what to do.
+    """
 
     critic: nn.Module
+    limits: Mapping[str, float] = MappingProxyType({})
+    advice: str = ""
 
     @abstractmethod
     def critic_loss(self, est: Estimate, rng: Rng) -> Float[Tensor, ""]: ...
+
+    def moves(self, step: int) -> bool:
+        """Whether it takes its turn in this step."""
+        return True
 
 
 @dataclass(frozen=True)

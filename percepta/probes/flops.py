@@ -7,7 +7,6 @@ p is the share of samples below the noise threshold: the others are never decode
 counted as fused kernels run it, which compute its scores again in the backward pass.
 """
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,10 +19,10 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from percepta.formulation import FLOW, Formulation, LogitNormalTimes, LogNormalTimes, UniformTimes
-from percepta.networks import PRESETS, Autoencoder, Network, build
+from percepta.networks import PRESETS, Autoencoder, Network, build, outline_autoencoder
 from percepta.networks.presets import nearest
 from percepta.path import AbstractDiscretePath, Cosine, LinearBeta, Rectified, VarianceExploding
-from percepta.spaces.decoder import WALKS, Decoder
+from percepta.spaces.decoder import Decoder
 
 SDXL = {
     "down_block_types": ("DownEncoderBlock2D",) * 4,
@@ -136,13 +135,7 @@ def _autoencoder(name: str) -> Autoencoder:
         raise ValueError(
             f"{name} is no autoencoder known here{nearest(name, list(VAES))}; known: {', '.join(VAES)}, or a folder with its config.json"
         )
-    import diffusers
-
-    config = json.loads((folder / "config.json").read_text())
-    cls = getattr(diffusers, str(config.get("_class_name")), None)
-    if cls is None:
-        raise ValueError(f"{folder / 'config.json'} names the class {config.get('_class_name')!r}, which diffusers has not")
-    return Autoencoder(cls.from_config(config))
+    return outline_autoencoder(folder)
 
 
 def _counted(run: Callable[[], object]) -> float:
@@ -176,17 +169,6 @@ def _decodings(space: Decoder, side: int) -> tuple[float, float]:
     """Of the target, which needs no gradient, and of the prediction: the weights are frozen, the gradient is its latent's alone."""
     shape = (1, space.vae.latent_channels, side, side)
     with torch.no_grad():
-        target = _counted(lambda: _features(space, torch.empty(shape)))
+        target = _counted(lambda: space(torch.empty(shape)))
     z = torch.empty(shape, requires_grad=True)
-    return target, _counted_back(lambda: torch.stack([x.sum() for x in _features(space, z)]).sum())
-
-
-def _features(space: Decoder, z: Tensor) -> list[Tensor]:
-    """The stages that the space runs, one after the other; it asks for autocast itself, which shapes alone have not."""
-    x, stages = WALKS[type(space.vae.model)].stages(space.vae.model, space.vae.raw(z))
-    found = []
-    for layer, stage in enumerate(stages[: space.layers[-1] + 1]):
-        x = stage(x)
-        if layer in space.layers:
-            found.append(x)
-    return found
+    return target, _counted_back(lambda: torch.stack([x.sum() for x in space(z)]).sum())

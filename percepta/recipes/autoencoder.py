@@ -59,7 +59,7 @@ class Coder:
             check()
             shown.append(torch.stack([x, self.model.decode(self.model.encode(x)[0])], 1).flatten(0, 1).clamp(-1, 1).cpu())
         pairs = torch.cat(shown)
-        return pairs, {"shows": "pairs: image, reconstruction", "num": len(pairs)}
+        return pairs, {"shows": "pairs: image, reconstruction", "together": 2, "num": len(pairs)}
 
     @torch.no_grad()
     def judged(

@@ -4,19 +4,21 @@ x_t = alpha x0 + sigma eps; the network predicts eps, x0 or v; the loss is the s
 `--metric` adds metric functions on the clean estimate: with `--predict x0` the baseline of Cas-DM that harms itself by them.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 from percepta.formulation import Denoiser, Formulation
-from percepta.networks import Cascade
+from percepta.networks import Cascade, Network
 from percepta.objectives.weights import weight_named
-from percepta.path import Cosine, LinearBeta
+from percepta.path import AbstractDiscretePath, Cosine, LinearBeta
 from percepta.training.knobs import WithMetric
 from percepta.training.method import Method
 from percepta.training.recipe import Context, denoising_method
 
 OUTPUT = {"eps": "noise", "x0": "clean", "v": "velocity"}
 PATHS = {"linear": LinearBeta, "cosine": Cosine}
+SCALE = 1000  # of the times that improved-diffusion's networks read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +35,9 @@ class Ddpm(WithMetric):
     """Noise schedule. Default: cosine, or that of --init."""
     timesteps: int | None = None
     """Steps of the schedule. Default: 1000, or those of --init."""
+    rescale_timesteps: bool = False
+    """Show the network every timestep on a scale of 1000 whatever --timesteps is, as improved-diffusion, casdm and dual do. Default: as
+    schedulers of diffusers number them, 0 .. T-1, or as --init has it."""
     weight: Literal["clean", "noise", "velocity", "min-snr", "soft-min-snr", "max-snr", "p2"] | None = None
     """Weight of each noise level in the squared error of x0. Default: the plain squared error of what is predicted."""
     gamma: float | None = None
@@ -53,6 +58,7 @@ class Ddpm(WithMetric):
             "--predict": self.predict is not None and OUTPUT[self.predict] != was.output,
             "--schedule": self.schedule is not None and not isinstance(path, PATHS[self.schedule]),
             "--timesteps": self.timesteps is not None and getattr(path, "num_steps", None) != self.timesteps,
+            "--rescale-timesteps": self.rescale_timesteps and not self._rescaled(init),
         }
         if isinstance(getattr(init.network, "model", None), Cascade):
             raise ValueError(
@@ -65,6 +71,10 @@ class Ddpm(WithMetric):
                 f"--init predicts {was.output!r} on {path.to_config()}: leave {', '.join(k for k, v in wrong.items() if v)} away"
             )
 
+    def _rescaled(self, init: Denoiser) -> bool:
+        path, factor = init.formulation.path, getattr(init.network, "time_factor", 1.0)
+        return isinstance(path, AbstractDiscretePath) and math.isclose(factor, SCALE / path.num_steps)
+
     def build(self, context: Context) -> Method:
         formulation = self.formulation()
         if context.init is not None:
@@ -72,4 +82,9 @@ class Ddpm(WithMetric):
             self._check_init(context.init)
         weight = weight_named(self.weight or formulation.output, self.gamma)
         metrics = self.metric_terms(context)
-        return denoising_method(context, formulation, weight, self.cond_dropout, "unet-pocket", self.sampler, metrics)
+        method = denoising_method(context, formulation, weight, self.cond_dropout, "unet-pocket", self.sampler, metrics)
+        if self.rescale_timesteps and context.init is None:
+            network, path = method.model.network, formulation.path
+            assert isinstance(network, Network) and isinstance(path, AbstractDiscretePath)
+            network.scale_time(SCALE / path.num_steps)
+        return method

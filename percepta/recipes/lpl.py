@@ -6,23 +6,23 @@ phi_l are the decoder's own features, standardised by the prediction's statistic
 scratch, or to go on with a trained model (--init). `--loss` puts what the paper compares it with in its place.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Set
+from dataclasses import dataclass, fields
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
-from percepta.formulation import Denoiser, Formulation, LogitNormalTimes, LogNormalTimes, UniformTimes
-from percepta.networks import Network
-from percepta.objectives import Calibrated, Denoising, LatentPerceptual, Metric, Term, weight_named
+from percepta.networks import Autoencoder, Network, outline_autoencoder
+from percepta.objectives import Calibrated, Denoising, LatentPerceptual, Metric, Term
 from percepta.objectives.self_perceptual import SelfPerceptual, frozen_copy
-from percepta.path import Cosine, LinearBeta, Rectified, VarianceExploding
+from percepta.spaces.decoder import Decoder
 from percepta.spaces.latent_lpips import LatentLpips
-from percepta.training.knobs import UpTo
+from percepta.training.data import vae_folder
+from percepta.training.knobs import AnyFormulation, UpTo
 from percepta.training.method import Method
-from percepta.training.recipe import Context, Recipe, denoising_method
+from percepta.training.recipe import Context, denoising_method
+from percepta.training.settings import Settings
 
-OUTPUT = {"eps": "noise", "x0": "clean", "v": "velocity", "flow": "flow", "edm": "edm"}
 PAPER: Mapping[str, Any] = {"network": "mmdit-xl-2", "size": 256, "batch": 256, "lr": 1e-4}  # batch and rate are not printed
 PRESETS = {
     "paper-flow": {**PAPER, "predict": "flow", "steps": 200_000},
@@ -31,8 +31,19 @@ PRESETS = {
 }
 
 
+NEEDS_INIT = "--loss self-perceptual is judged by the model itself as it was after its training: say which with --init"
+PART = {"share": 0.2, "variance": 0.1}
+DECODED, JUDGED = ("lpl", "reweight"), ("lpl", "latent-lpips", "self-perceptual", "reweight")
+OF_LOSS: Mapping[str, tuple[str, ...]] = {  # flag -> the losses that read it
+    **dict.fromkeys(("layers", "layer_weights", "norm", "outliers", "decode_crop", "decode_precision", "decode_checkpointing"), DECODED),
+    **dict.fromkeys(("loss_weight", "weight_rule", "weight_part", "max_level"), JUDGED),
+    "latent_vgg": ("latent-lpips",),
+    "depth": ("self-perceptual",),
+}  # fmt: skip
+
+
 @dataclass(frozen=True, kw_only=True)
-class TrainLpl(Recipe):
+class TrainLpl(AnyFormulation):
     """Train or finetune a latent diffusion or flow model with a perceptual loss in the features of its autoencoder's decoder."""
 
     name = "lpl"
@@ -40,21 +51,6 @@ class TrainLpl(Recipe):
     example = "percepta train lpl --init ./checkpoint --vae ./vae --data ./images"
     sampler = "euler"
     presets = MappingProxyType(PRESETS)
-
-    predict: Literal["eps", "x0", "v", "flow", "edm"] | None = None
-    """What the network predicts. Default: flow (rectified flow), or what --init was trained for."""
-    schedule: Literal["linear", "cosine"] | None = None
-    """Noise schedule of eps, v and x0. Default: linear, or that of --init."""
-    timesteps: int | None = None
-    """Steps of that schedule. Default: 1000, or those of --init."""
-    times: Literal["logit-normal", "uniform"] | None = None
-    """How a flow's training times are drawn. Default: logit-normal, or as --init has it."""
-    weight: Literal["clean", "noise", "velocity", "flow", "edm", "min-snr", "soft-min-snr", "max-snr", "p2"] | None = None
-    """Weight of each noise level in the squared error. Default: the plain squared error of what is predicted."""
-    gamma: float | None = None
-    """gamma of min-snr, soft-min-snr (default 5) and p2 (default 1)."""
-    cond_dropout: float = 0.1
-    """Probability with which a label or caption is dropped in training, so that guidance can be used."""
 
     loss: Literal["lpl", "latent-lpips", "self-perceptual", "reweight", "none"] = "lpl"
     """What joins the squared error. The others are what LPL is compared with: LPIPS that reads latents, features of the model itself, LPL's weight of
@@ -90,18 +86,61 @@ class TrainLpl(Recipe):
     depth: int | None = None
     """self-perceptual: the block of a transformer whose features are compared, from 1. U-Nets have their mid block."""
 
-    def stated(self) -> Formulation | None:
-        return self.formulation() if self.predict in ("flow", "edm") or (self.predict and self.schedule) else None
+    def __post_init__(self) -> None:
+        given = {field.name for field in fields(self) if getattr(self, field.name) != field.default}
+        if self.alone and self.loss in ("none", "reweight"):
+            why = (
+                "leaves the squared error, and --alone leaves it out"
+                if self.loss == "none"
+                else "weighs the squared error, which --alone leaves out"
+            )
+            raise ValueError(f"--loss {self.loss} {why}: leave one of the two away")
+        for flag, losses in OF_LOSS.items():
+            if flag in given and self.loss not in losses:
+                raise ValueError(
+                    f"{_flag(flag)} belongs to --loss {', '.join(losses)}; --loss {self.loss} does not read it: leave it away"
+                )
+        if self.alone and given & {"weight", "gamma"}:
+            raise ValueError("--weight and --gamma weigh the squared error, which --alone leaves out: leave them away")
+        super().__post_init__()
+        self._check_weight(given)
+        _ = self._layers
+        if self.decode_crop is not None and self.decode_crop < 1:
+            raise ValueError(f"--decode-crop is the side of a window of latents, 1 or more, got {self.decode_crop}")
 
-    def formulation(self) -> Formulation:
-        output = OUTPUT[self.predict or "flow"]
-        if self.times is not None and output != "flow":
-            raise ValueError(f"--times says how a flow's times are drawn, and --predict is {self.predict}: leave it away")
-        if output == "flow":
-            return Formulation(Rectified(), output, UniformTimes() if self.times == "uniform" else LogitNormalTimes())
-        if output == "edm":
-            return Formulation(VarianceExploding(), output, LogNormalTimes())
-        return Formulation((Cosine if self.schedule == "cosine" else LinearBeta)(self.timesteps or 1000), output)
+    def _check_weight(self, given: Set[str]) -> None:
+        """The weight of the loss, and where it counts."""
+        found = {"weight_rule", "weight_part"} & given
+        if found and (self.loss_weight != "auto" or self.alone):
+            why = "--alone leaves nothing to weigh against" if self.alone else f"--loss-weight is {self.loss_weight}"
+            raise ValueError(f"{_flag(min(found))} says how --loss-weight auto is found, and {why}: leave it away")
+        _ = self._weight
+        if self.max_level is not None and not self.max_level > 0:
+            raise ValueError(f"--max-level is a noise level sigma/alpha above 0, or None for all, got {self.max_level}")
+        if self.loss == "reweight" and self.max_level is None:
+            raise ValueError("--loss reweight weighs the levels below --max-level, which None leaves out: give a level")
+
+    def check(self, settings: Settings) -> None:
+        if settings.init is None:
+            self.formulation()
+            if self.loss == "self-perceptual":
+                raise ValueError(NEEDS_INIT)
+        if self.latent_vgg is not None and not self.latent_vgg.exists():
+            raise ValueError(f"--latent-vgg {self.latent_vgg} does not exist")
+        if settings.vae is not None and (self.layers or self.decode_crop):
+            vae = outline_autoencoder(vae_folder(settings.vae))
+            self._check_decoder(vae, settings.size // vae.factor)
+
+    def _check_decoder(self, vae: Autoencoder, side: int) -> None:
+        """That there are such layers, and that a window is one; `side`: of the latents."""
+        last = len(Decoder(vae).layers) - 1
+        if self._layers and max(self._layers) > last:
+            raise ValueError(f"--layers {self.layers}: this decoder has the layers 0 (mid block) to {last}")
+        if self.decode_crop is not None and self.decode_crop > side:
+            raise ValueError(
+                f"--decode-crop {self.decode_crop} is larger than the latents, which are {side} wide: nothing would be cut. Give less, or leave it "
+                "away"
+            )
 
     def build(self, context: Context) -> Method:
         if context.vae is None:
@@ -109,8 +148,8 @@ class TrainLpl(Recipe):
                 "the recipe lpl trains in latents and judges by their decoder: say whose with --vae (a diffusers folder or a run of the recipe "
                 "autoencoder), or start from a latent pipeline with --init"
             )
-        formulation = self.formulation() if context.init is None else self._of_init(context.init)
-        weight = weight_named(self.weight or formulation.output, self.gamma)
+        formulation = self.formulation(context.init)
+        weight = self.squared_error(formulation)
         sampler = "euler" if formulation.output in ("flow", "edm") else "ddim"
         method = denoising_method(context, formulation, weight, self.cond_dropout, "unet-pocket", sampler)
         if context.trains:
@@ -118,37 +157,13 @@ class TrainLpl(Recipe):
             method.terms = added if self.alone and added else [*method.terms, *added]
         return method
 
-    def _of_init(self, init: Denoiser) -> Formulation:
-        """What the flags say must be so; what they leave open is as --init has it, but for how times are drawn."""
-        was, path = init.formulation, init.formulation.path
-        wrong = {
-            "--predict": self.predict is not None and OUTPUT[self.predict] != was.output,
-            "--schedule": self.schedule is not None and not isinstance(path, Cosine if self.schedule == "cosine" else LinearBeta),
-            "--timesteps": self.timesteps is not None and getattr(path, "num_steps", None) != self.timesteps,
-        }
-        if any(wrong.values()):
-            raise ValueError(
-                f"--init predicts {was.output!r} on {path.to_config()}: leave {', '.join(k for k, v in wrong.items() if v)} away"
-            )
-        if self.times is None:
-            return was
-        if was.output != "flow":
-            raise ValueError(f"--times says how a flow's times are drawn, and --init predicts {was.output!r}: leave it away")
-        return replace(was, times=UniformTimes() if self.times == "uniform" else LogitNormalTimes())
-
     def _terms(self, context: Context, plain: Term) -> Iterator[Term]:
         """What joins the squared error."""
-        if self.alone and self.loss == "none":
-            raise ValueError("--loss none leaves the squared error, and --alone leaves it out: leave one of the two away")
         if self.loss == "none":
             return
-        if self.alone and self.loss == "reweight":
-            raise ValueError("--loss reweight weighs the squared error, which --alone leaves out: leave one of the two away")
         keep = None if self.max_level is None else UpTo(self.max_level)
         scale, calibrated = self._weight
         if self.loss == "reweight":
-            if keep is None:
-                raise ValueError("--loss reweight weighs the levels below --max-level, which None leaves out: give a level")
             how = Calibrated("levels", by=Term("lpl", self._lpl(context), scale, keep=keep, calibrated=calibrated))
             yield Term("reweight", Denoising(), weight=plain.weight, keep=keep, calibrated=how)
             return
@@ -160,8 +175,10 @@ class TrainLpl(Recipe):
     @property
     def _weight(self) -> tuple[float, Calibrated | None]:
         if self.loss_weight == "auto":
-            part = {"share": 0.2, "variance": 0.1}[self.weight_rule] if self.weight_part is None else self.weight_part
-            return 1.0, Calibrated(self.weight_rule, part)
+            try:
+                return 1.0, Calibrated(self.weight_rule, PART[self.weight_rule] if self.weight_part is None else self.weight_part)
+            except ValueError as error:
+                raise ValueError(f"--weight-part {self.weight_part}: {error}") from None
         try:
             number = float(self.loss_weight)
         except ValueError:
@@ -171,11 +188,13 @@ class TrainLpl(Recipe):
         return number, None
 
     def _lpl(self, context: Context) -> LatentPerceptual:
+        self._check_decoder(context.vae, context.size)
         return LatentPerceptual(
-            context.vae, layers=self._layers(), weights=self.layer_weights, norm=self.norm, outliers=self.outliers, max_level=self.max_level,
+            context.vae, layers=self._layers, weights=self.layer_weights, norm=self.norm, outliers=self.outliers, max_level=self.max_level,
             crop=self.decode_crop, precision=self.decode_precision, checkpointing=self.decode_checkpointing,
         )  # fmt: skip
 
+    @property
     def _layers(self) -> tuple[int, ...] | None:
         if self.layers is None:
             return None
@@ -194,9 +213,11 @@ class TrainLpl(Recipe):
 
     def _self_perceptual(self, context: Context) -> SelfPerceptual:
         if context.init is None:
-            raise ValueError(
-                "--loss self-perceptual is judged by the model itself as it was after its training: say which with --init"
-            )
+            raise ValueError(NEEDS_INIT)
         network = context.init.network
         assert isinstance(network, Network)
         return SelfPerceptual(frozen_copy(context.init), self.depth)
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

@@ -14,6 +14,7 @@ POINTS = 400  # at most so many points a line, in a page of few runs
 ALL_POINTS = 60_000  # and so many in all charts of a page
 TERMS = 5  # colours of terms begin there, so that they are not taken for runs
 NOT_TERMS = {"step", "images", "lr", "bad_steps"}
+MEAN = "mean of the steps since the point before"
 
 Chart = dict[str, Any]
 
@@ -57,14 +58,17 @@ def keys_of(runs: Sequence[Run], wanted: Callable[[str], bool]) -> list[str]:
 
 
 def training_charts(runs: Sequence[Run]) -> dict[str, list[Chart]]:
-    """The charts of training by group: terms, shares, optimizer, machine."""
-    terms = keys_of(runs, lambda k: k not in NOT_TERMS and not k.startswith(("grad_norm/", "share/")))
+    """The charts of training by group: terms, what is told beside them, shares, optimizer, machine."""
+    losses = keys_of(runs, lambda k: k not in NOT_TERMS and not k.startswith(("grad_norm/", "share/")))
+    told = [k for k in losses if k.startswith("weight/") or k.rpartition("/")[0] in losses]  # "structure/drift" beside "structure"
+    terms = [k for k in losses if k not in told]
     norms = keys_of(runs, lambda k: k.startswith("grad_norm/"))
     shares = keys_of(runs, lambda k: k.startswith("share/"))
     lines = max(1, sum(len(run.metrics[-1]) if run.metrics else 1 for run in runs) + 2 * len(runs))
     most = max(40, min(POINTS, ALL_POINTS // (3 * lines)))
     groups = {
-        "terms": [_chart(runs, k, k, "mean of the steps since the point before", "", most) for k in terms],
+        "terms": [_chart(runs, k, k, MEAN, "", most) for k in terms],
+        "told": [_chart(runs, k, k, "" if k.startswith("weight/") else MEAN, "", most) for k in told],
         "shares": [_share_chart(run, shares, most) for run in runs] if shares else [],
         "optimizer": [
             *(_chart(runs, k, f"Gradient norm: {k.removeprefix('grad_norm/')}", "before clipping", "", most) for k in norms),

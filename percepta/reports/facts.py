@@ -160,8 +160,11 @@ def _count(value: Any) -> str:
 
 
 def _adapter(peft: Any) -> str:
-    """ "1.08 M weights of lora" where not all were trained."""
-    return f"{short(peft.get('trained'))} weights of {peft.get('method')}" if isinstance(peft, Mapping) else ""
+    """ "1.08 M weights of lora (3 %)" where not all were trained."""
+    if not isinstance(peft, Mapping):
+        return ""
+    part = number(peft.get("fraction"))
+    return f"{short(peft.get('trained'))} weights of {peft.get('method')}" + ("" if part is None else f" ({100 * part:.2g} %)")
 
 
 def _data(settings: Mapping[str, Any], images: Any, shape: Any) -> str:

@@ -13,6 +13,7 @@ from PIL import Image
 
 SMALLEST = 64  # pixels; smaller images are enlarged by whole pixels so that a person sees them
 GAP = 4
+FLAT = 1e-3  # a curve that stays within so small a part of its height is one number
 INK, SOFT, LINES = "#1d1c1a", "#5c5850", ("#0b6e69", "#b4491f", "#4b4fb8", "#856900", "#9c2f6f")
 
 Pixels = UInt8[np.ndarray, "_ _ 3"]  # sizes may differ from picture to picture
@@ -79,6 +80,28 @@ def heat_map(
     return _save(folder, name, _drawn(figure), words)
 
 
+def heat_maps(folder: Path, name: str, maps: Mapping[str, Float[np.ndarray, "r c"]], words: Words) -> Path:
+    """Matrices of finite numbers side by side, under their names, all on one scale of colours."""
+    if not maps or not all(matrix.ndim == 2 and matrix.size and np.isfinite(matrix).all() for matrix in maps.values()):
+        raise ValueError(
+            f"heat maps need matrices of finite numbers, got { ({title: matrix.shape for title, matrix in maps.items()}) }"
+        )
+    low, high = min(matrix.min() for matrix in maps.values()), max(matrix.max() for matrix in maps.values())
+    columns = min(3, len(maps))
+    rows = -(-len(maps) // columns)
+    figure = _figure(2.5 * columns + 0.8, 2.6 * rows)
+    places = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes, (title, matrix) in zip(places, maps.items(), strict=False):
+        image = axes.imshow(matrix, cmap="cividis", vmin=low, vmax=high)
+        axes.set_title(title, fontsize=10, color=INK)
+        axes.set_xticks([])
+        axes.set_yticks([])
+    for axes in places[len(maps) :]:
+        axes.set_axis_off()
+    figure.colorbar(image, ax=list(places), fraction=0.03).outline.set_visible(False)  # pyright: ignore
+    return _save(folder, name, _drawn(figure), words)
+
+
 def field_map(
     folder: Path, name: str, values: Float[np.ndarray, "h w"], box: tuple[int, int, int, int], words: Words, scale: str
 ) -> Path:
@@ -128,9 +151,9 @@ def distribution_plot(folder: Path, name: str, lists: Mapping[str, Sequence[floa
 
 def curve_plots(
     folder: Path, name: str, curves: Mapping[str, Mapping[float, tuple[float, float | None]]], words: Words, axis: str,
-    marks: Mapping[str, float] | None = None,
+    marks: Mapping[str, Sequence[float]] | None = None,
 ) -> Path:  # fmt: skip
-    """A small plot for each curve, x -> (y, its spread or None), over one axis; the x that is marked has a ring around its point."""
+    """A small plot for each curve, x -> (y, its spread or None), over one axis; the x that are marked have a ring around their points."""
     if not curves or not all(curves.values()):
         raise ValueError(f"curves need points, got { ({title: len(curve) for title, curve in curves.items()}) }")
     columns = min(3, len(curves))
@@ -143,13 +166,25 @@ def curve_plots(
         axes.plot(x, y, color=colour, marker="o", markersize=3.5, linewidth=1.6)
         if spread.any():
             axes.fill_between(x, y - spread, y + spread, color=colour, alpha=0.14, linewidth=0)
-        at = (marks or {}).get(title)
-        if at is not None and at in curve:
-            axes.plot([at], [curve[at][0]], color=INK, marker="o", markersize=9, fillstyle="none", linewidth=0)
+        at = [one for one in (marks or {}).get(title, ()) if one in curve]
+        if at:
+            axes.plot(at, [curve[one][0] for one in at], color=INK, marker="o", markersize=9, fillstyle="none", linewidth=0)
+        _level(axes, np.concatenate([y - spread, y + spread]))
         axes.set_title(title, fontsize=10, color=INK)
         axes.set_xlabel(axis if place + columns >= len(curves) else "")
         axes.spines[["top", "right"]].set_visible(False)
     return _save(folder, name, _drawn(figure), words)
+
+
+def _level(axes, values: Float[np.ndarray, "n"]) -> None:
+    """The values themselves on the axis, not what they differ by from a number above it; a curve that hardly moves is drawn flat."""
+    axes.ticklabel_format(axis="y", useOffset=False)
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return
+    middle, height = (values.max() + values.min()) / 2, values.max() - values.min()
+    if height < FLAT * abs(middle):
+        axes.set_ylim(middle - FLAT * abs(middle), middle + FLAT * abs(middle))
 
 
 def _figure(width: float, height: float):

@@ -118,17 +118,26 @@ def sweep_table(sweep: Mapping[str, Any]) -> dict[str, Any] | None:
     if not sweep:
         return None
     names = list(dict.fromkeys(name for row in sweep["sweep"] for name in row["metrics"]))
-    rows, columns = [], []
-    for row in sweep["sweep"]:
-        cells = [_cell(row["metrics"].get(name), []) for name in names]
-        for name, cell in zip(names, cells, strict=True):
-            if cell:
-                cell["best"] = not cell["contaminated"] and number(sweep["best"].get(name)) == row["guidance"]
-        rows.append({"guidance": f"{row['guidance']:.10g}", "cells": cells})
+    weights = [row["guidance"] for row in sweep["sweep"]]
+    columns, cells = [], []
     for name in names:
+        column = [_cell(row["metrics"].get(name), []) for row in sweep["sweep"]]
+        _mark_printed(column, next((k for k, weight in enumerate(weights) if number(sweep["best"].get(name)) == weight), None))
+        cells.append(column)
         space = next(str(row["metrics"][name].get("space") or "") for row in sweep["sweep"] if name in row["metrics"])
         columns.append({"name": spoken(name, space), "better": direction(name)})
+    rows = [{"guidance": f"{weight:.10g}", "cells": [column[k] for column in cells]} for k, weight in enumerate(weights)]
     return {"columns": columns, "rows": rows, "warnings": [str(text) for text in sweep["warnings"]]}
+
+
+def _mark_printed(column: Sequence[dict[str, Any] | None], best: int | None) -> None:
+    """The best, and what is printed as it is; nothing where all are."""
+    first = None if best is None else column[best]
+    honest = [cell for cell in column if cell and not cell["contaminated"] and cell["number"] is not None]
+    if first is None or len({cell["value"] for cell in honest}) < 2:
+        return
+    for cell in honest:
+        cell["best"] = cell["value"] == first["value"]
 
 
 def _about(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
@@ -182,10 +191,10 @@ def _cell(value: Mapping[str, Any] | None, notes: list[str]) -> dict[str, Any] |
 def _mark_best(name: str, cells: Sequence[dict[str, Any] | None]) -> None:
     """The best of the honest values: never one in a space that was trained against, and none where the spread hides which is best."""
     honest = [c for c in cells if c and c["number"] is not None and not c["contaminated"]]
-    if len({c["number"] for c in honest}) < 2 or not direction(name) or len({c["space"] for c in honest}) > 1:
+    if len({c["value"] for c in honest}) < 2 or not direction(name) or len({c["space"] for c in honest}) > 1:
         return
     first, *others = sorted(honest, key=lambda c: c["number"], reverse=direction(name) == "higher")
     if any(abs(c["number"] - first["number"]) < max(c["spread"], first["spread"]) for c in others):
         return
     for cell in honest:
-        cell["best"] = cell["number"] == first["number"]
+        cell["best"] = cell["value"] == first["value"]  # as printed: nobody sees a difference beyond

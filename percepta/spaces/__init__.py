@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from percepta.spaces.latent_lpips_fit import train_latent_lpips
     from percepta.spaces.lpips import Lpips, Pooled
     from percepta.spaces.metrics import known_metrics, open_metric
+    from percepta.spaces.opening import open_space
     from percepta.spaces.trunks import Trunk
 
 _HOME = {
@@ -34,6 +35,7 @@ _HOME = {
     "known_metrics": "metrics",
     "open_extractor": "extractor",
     "open_metric": "metrics",
+    "open_space": "opening",
     "split_name": "extractor",
     "train_domain": "domain",
     "train_latent_lpips": "latent_lpips_fit",
@@ -56,6 +58,7 @@ __all__ = [
     "known_metrics",
     "open_extractor",
     "open_metric",
+    "open_space",
     "split_name",
     "train_domain",
     "train_latent_lpips",

@@ -9,7 +9,7 @@ Memory: `checkpointing` computes each block again in the backward pass, and `cro
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
 from typing import Any, Protocol, runtime_checkable
 
@@ -67,16 +67,7 @@ class Decoder(Space):
 
     def forward(self, z: Float[Tensor, "b z i j"]) -> Features:
         walk = WALKS[type(self.vae.model)]
-        device = z.device.type
-        # in float16 decoders overflow: where a step is computed in it, this stays in float32
-        half = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
-        with (
-            torch.autocast(device, torch.bfloat16)
-            if self.precision == "bf16"
-            else torch.autocast(device, enabled=False)
-            if half
-            else nullcontext()
-        ):
+        with self._precision(z.device.type):
             x, stages = walk.stages(self.vae.model, self.vae.raw(z))
             found: list[Tensor] = []
             for layer, stage in enumerate(stages[: self.layers[-1] + 1]):
@@ -85,6 +76,15 @@ class Decoder(Space):
                 if layer in self.layers:
                     found.append(x)
         return tuple(found)
+
+    def _precision(self, device: str) -> AbstractContextManager[object]:
+        """In float16 decoders overflow: where a step is computed in it, this stays in float32. Shapes alone (meta) have no autocast."""
+        if not torch.amp.is_autocast_available(device):
+            return nullcontext()
+        if self.precision == "bf16":
+            return torch.autocast(device, torch.bfloat16)
+        half = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
+        return torch.autocast(device, enabled=False) if half else nullcontext()
 
 
 class AbstractWalk:

@@ -19,7 +19,8 @@ PRINTED = "50,000 samples of CIFAR-10, DDIM in 100 steps, the best of several ch
 
 @dataclass(frozen=True)
 class Sizes:
-    """Flags of a training, how many images are drawn in how many steps, and the flags of the judgement. `lpips`: the metric of the paper's rows."""
+    """Flags of a training, how many images are drawn in how many steps, and the flags of the judgement. `lpips`: the metric of the paper's rows;
+    `ddpm`: more flags of the rows with one network, which read times on the cascades' scale where T is not 1000."""
 
     size: int
     steps: int
@@ -28,6 +29,7 @@ class Sizes:
     num: int
     sampler_steps: int
     judge: str
+    ddpm: str = ""
 
 
 POCKET = Sizes(
@@ -47,6 +49,7 @@ PAPER = Sizes(
     num=50_000,
     sampler_steps=100,
     judge="--metrics fid,sfid,is,pr --space inception-2048",
+    ddpm="--rescale-timesteps",
 )
 SIZES = {"pocket": POCKET, "paper": PAPER}
 METRIC_SIZE = {"pocket": 64, "paper": 224}
@@ -73,7 +76,8 @@ class Trained:
             judge = ("--metric", name, "--metric-size", str(max(METRIC_SIZE[at.scale], LEAST.get(name, 0))))
             after = (encoder(at, f"--metrics fid --space domain --seed {seed}"),) if name == "domain" else ()
         length = ("--steps", str(sizes.steps * self.times), "--seed", str(seed), "--sample-every", "0")
-        words = ("train", *self.recipe.split(), "--data", at.data, "--size", str(at.size), *sizes.train.split())
+        scale = sizes.ddpm.split() if self.recipe.startswith("ddpm") else ()
+        words = ("train", *self.recipe.split(), *scale, "--data", at.data, "--size", str(at.size), *sizes.train.split())
         return Job((*words, *judge, *length, "--out", OUT), after)
 
     def __call__(self, at: At, column: Column, seed: int) -> Job:

@@ -9,7 +9,7 @@ against. Paper scale: --init is a latent pipeline that was trained by squared er
 
 from dataclasses import dataclass
 
-from percepta.studies._common import JUDGE, budget, encoder, judged, samples
+from percepta.studies._common import JUDGE, budget, judged, samples
 from percepta.studies.engine.study import OUT, At, Column, Images, Impossible, Job, Reading
 
 IMAGENET = "FID of class-conditional ImageNet against its training set, 250 steps, guidance 2"
@@ -146,6 +146,3 @@ def facts(at: At) -> list[tuple[str, str]]:
         ("Each training", f"{sizes.steps:,} steps from there, or {sizes.scratch:,} from scratch: train lpl {sizes.tune}"),
         ("Judged", f"{sizes.num:,} samples, {sizes.draw}: evaluate {sizes.judge}"),
     ]
-
-
-__all__ = ["FID", "IMAGENET", "MEMORY", "RATE", "SIZES", "Model", "autoencoder", "base", "encoder", "facts", "judge", "untouched"]

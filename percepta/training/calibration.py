@@ -10,21 +10,22 @@ The first batches of the run are looked at, with the noise that they are trained
 (Method.scales): part of each checkpoint, so that a run that is resumed measures nothing, and written in config.json and in the log.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from percepta import distributed
-from percepta.estimate import Batch, Estimate
+from percepta.estimate import Estimate
 from percepta.objectives import Calibrated, Term
 from percepta.rng import Rng
+from percepta.training.loop import Batches
 from percepta.training.method import Method
 from percepta.training.precision import autocast
 from percepta.training.settings import Settings
+from percepta.training.step import micro_batches
 
 BATCHES = 8
-Batches = Callable[[int, int], Iterator[tuple[tuple[int, ...], Batch]]]
 
 
 def calibrate(
@@ -32,26 +33,22 @@ def calibrate(
     check: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:  # fmt: skip
     """Find the weights of the terms that ask for it, keep them in the method, and return them; the same on every rank."""
-    wanted = {term.name: term.calibrated for term in method.terms if term.calibrated is not None}
+    wanted = [(term, term.calibrated) for term in method.terms if term.calibrated is not None]
     if not wanted:
         return {}
-    sums = {term.name: torch.zeros(6, dtype=torch.float64) for term in method.terms if term.calibrated is not None}
+    sums = {term.name: torch.zeros(6, dtype=torch.float64) for term, _ in wanted}
     for step, (ordinals, batch) in enumerate(batches(0, BATCHES)):
-        for part in batch_parts(len(batch), settings.micro_batch or len(batch)):
+        batch = batch.to(device)
+        for part in micro_batches(len(batch), settings.micro_batch or len(batch)):
             check()
             rng = Rng(settings.seed, ordinals, step, stream, device).select(part)
             with torch.no_grad(), autocast(settings.mixed_precision, device):
-                est = method.estimate(batch.to(device).select(part), rng)
-                for term in method.terms:
-                    if term.calibrated is not None:
-                        sums[term.name] += looked_at(method.terms[0], term.calibrated.by or term, est).cpu()
-    found = {name: weight(rule, distributed.agreed(sums[name]), name) for name, rule in wanted.items()}
-    method.scales.update({term.name: found[term.name] / term.scale for term in method.terms if term.name in found})
+                est = method.estimate(batch.select(part), rng)
+                for term, rule in wanted:
+                    sums[term.name] += looked_at(method.terms[0], rule.by or term, est).cpu()
+    found = {term.name: weight(rule, distributed.agreed(sums[term.name]), term.name) for term, rule in wanted}
+    method.scales.update({term.name: found[term.name] / term.scale for term, _ in wanted})
     return found
-
-
-def batch_parts(rows: int, most: int) -> list[slice]:
-    return [slice(first, min(first + most, rows)) for first in range(0, rows, most)]
 
 
 def looked_at(first: Term, term: Term, est: Estimate) -> Tensor:

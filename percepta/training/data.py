@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from percepta.data import Source, Stream, Transform, open_source
+from percepta.data import Pairs, Source, Stream, Transform, open_source
 from percepta.data.captioned import Captioned
 from percepta.data.reader import Store
 from percepta.distributed import World, by_first
@@ -42,6 +42,7 @@ class Data:
     vae: Any = None
     latents: Callable[[int], Batch] | None = None  # so many of them, the same on every rank, where it is latents that train
     prompts: Prompts | None = None  # captions, where --init reads text
+    source_examples: Callable[[], Tensor] | None = None  # the same of the domain that is translated, where there are two
 
 
 def open_data(
@@ -68,9 +69,11 @@ def open_data(
     return _images(settings, source, labelled, world, device)
 
 
-def _stream(settings: Settings, source: Source, world: World, device: torch.device) -> Stream:
+def training_stream(settings: Settings, source: Source | Pairs, world: World, device: torch.device) -> Stream:
+    """This rank's images of each step, from memory where the set fits."""
     limit = int(settings.data_memory * 2**30)
-    needed = Store.bytes_of(len(source), Transform(settings.size, settings.crop))
+    count = len(source.a) + len(source.b) if isinstance(source, Pairs) else len(source)
+    needed = Store.bytes_of(count, Transform(settings.size, settings.crop))
     home = "cpu"
     if device.type == "cuda" and needed is not None and needed <= min(limit, torch.cuda.mem_get_info(device)[0] // 10):
         home = device  # a small set lives on the GPU: no copies at all
@@ -81,7 +84,7 @@ def _stream(settings: Settings, source: Source, world: World, device: torch.devi
 
 
 def _images(settings: Settings, source: Source, labelled: bool, world: World, device: torch.device) -> Data:
-    stream = _stream(settings, source, world, device)
+    stream = training_stream(settings, source, world, device)
     names = tuple(source.class_names) if labelled else None
     return Data(_labels(stream.batches, labelled), 3, settings.size, source.num_classes if labelled else None, names, source.fingerprint,
                 len(source), partial(examples, settings, source))  # fmt: skip
@@ -171,13 +174,13 @@ def _first_images(settings: Settings) -> Tensor:
     return examples(settings, open_source(settings.data, settings.size))
 
 
-def vae_folder(path: str) -> Path:
+def vae_folder(path: str, flag: str = "--vae") -> Path:
     """An autoencoder's folder: given itself, as a pipeline's `vae/`, or as a run of the recipe `autoencoder`."""
     given = Path(path)
     for folder in (given / "vae", given / "model" / "vae", given / "model", given):
         if (folder / "config.json").is_file():
             return folder
-    raise ValueError(f"--vae {path}: no autoencoder there (no config.json in it, in vae/ or in model/)")
+    raise ValueError(f"{flag} {path}: no autoencoder there (no config.json in it, in vae/ or in model/)")
 
 
 def with_own_vae(settings: Settings, wanted: bool) -> Settings:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from percepta.data import open_source
+from percepta.data.transforms import still
 from percepta.training.folder import RunFolder, write_json
 from percepta.training.product import Check, Product
 from percepta.training.settings import Settings
@@ -125,11 +126,12 @@ def reference(settings: Settings, product: Product) -> "ImageSet | StatsFile":
 
 
 def images_of(settings: Settings, data: str, num: int | None = None) -> "ImageSet":
-    """A set of images as this run's training sees them; the middle, where training draws the place."""
+    """A set of images as this run's training sees them, cut the same way each time: the middle, or, for `jitter`, the whole."""
     from percepta.evaluation.sets import ImageSet, open_side
 
-    crop = "center-crop" if settings.crop == "random-crop" else settings.crop
-    images = open_side(open_source(data, settings.size), size=settings.size, crop=crop, num=num, on_bad=settings.on_bad_image)
+    images = open_side(
+        open_source(data, settings.size), size=settings.size, crop=still(settings.crop), num=num, on_bad=settings.on_bad_image
+    )
     assert isinstance(images, ImageSet)  # a source holds no statistics
     return images
 

@@ -15,15 +15,17 @@ from percepta.evaluation.contamination import CARD
 from percepta.networks import Network
 from percepta.rng import mix
 from percepta.rollout import Rollout
-from percepta.training.adapting import adapt_method, export_adapter, export_model
+from percepta.training.adapting import Started, adapt_method, check_table, export_adapter, export_model, start_from
 from percepta.training.balance import calibrated_weights
 from percepta.training.calibration import calibrate
 from percepta.training.config import asked, check_continuation
 from percepta.training.data import Data, open_data, with_own_vae
+from percepta.training.domains import open_domains
 from percepta.training.folder import RunFolder, write_json
 from percepta.training.log import Meter, console, make_trackers
 from percepta.training.loop import Loop, averaged, resume
 from percepta.training.method import Method
+from percepta.training.phases import trainer
 from percepta.training.precision import CUDA_GRAPHS, check_precision, compile_network, pick_device, walk_backward_again
 from percepta.training.recipe import Context, Recipe
 from percepta.training.settings import Settings
@@ -53,16 +55,21 @@ class Outcome:
 
 
 def train(recipe: Recipe, settings: Settings, quiet: bool = False) -> Outcome:
-    """Run a recipe to its end, or to where a signal stops it."""
+    """Run a recipe to its end, or to where a signal stops it; first what it stands on."""
+    recipe, settings = recipe.settled(settings)
     uses_cuda = settings.device in ("auto", "cuda") and torch.cuda.is_available()
     with stop_on_signals() as flag, distributed.joined("cuda" if uses_cuda else "cpu", settings.dist_timeout) as world:
         if settings.batch < world.size:
             raise ValueError(f"--batch {settings.batch} is smaller than the number of processes, {world.size}")
         folder = RunFolder(settings.out or Path("runs") / recipe.name, writes=world.first)
         folder.open(settings.resume)
+        told = (lambda text: None) if quiet or not world.first else console.print
         try:
+            recipe = recipe.prepared(
+                settings, trainer(settings, lambda phase, its: train(phase, its, quiet).finished, told, flag.check)
+            )
             return _train(recipe, settings, folder, flag, world, quiet or not world.first)
-        except Interrupted:  # while latents were encoded (what is encoded is kept), or a domain encoder was trained
+        except Interrupted:  # in a phase, while latents were encoded (what is encoded is kept), or a domain encoder was trained
             return Outcome(folder.root, 0, False, first=world.first)
         except Exception:
             folder.leave_no_trace()
@@ -78,7 +85,10 @@ def _train(recipe: Recipe, settings: Settings, folder: RunFolder, flag: StopFlag
     note = (lambda text: None) if quiet else console.print
     if settings.resume:
         check_continuation(folder.config, recipe, settings)
-    data = open_data(settings, world, device, note, flag.check)
+    check_table(settings)
+    recipe.check(settings)
+    data = (open_data(settings, world, device, note, flag.check) if recipe.translates is None
+            else open_domains(settings, recipe.translates, world, device))  # fmt: skip
     domain, latent_vgg = (partial(own, settings, note, flag.check) for own in (own_domain, partial(own_latent_vgg, data)))
     method = build_method(recipe, settings, data, domain, latent_vgg=latent_vgg)
     method.to(device)
@@ -116,14 +126,20 @@ def _train(recipe: Recipe, settings: Settings, folder: RunFolder, flag: StopFlag
             tracker.close()
     model = None
     if finished and world.first:
-        model = folder.root / "model"
+        model = folder.root / ("model" if folds(method) else "adapter")
         with averaged(state):
-            export_model(method, model, card(recipe, settings, state.step, names(against)))
+            if folds(method):
+                export_model(method, model, card(recipe, settings, state.step, names(against)))
             if method.adapter is not None:
                 export_adapter(method, folder.root / "adapter")
                 note(f"the adapter alone: {folder.root / 'adapter'}")
     distributed.wait_for_first()
     return Outcome(folder.root, state.step, finished, model, method.product.next_command(folder.root), world.first)
+
+
+def folds(method: Method) -> bool:
+    """Whether there is a plain model of what was trained."""
+    return method.adapter is None or method.adapter.peft.folds
 
 
 def _evaluator(
@@ -187,6 +203,7 @@ def build_method(
 ) -> Method:  # fmt: skip
     """The recipe's method for this data; fresh weights follow from the seed alone."""
     init = init_vae = None
+    started = Started()
     if settings.init is not None:
         from percepta.interop import UnknownMeaning, load_pipeline
 
@@ -197,6 +214,12 @@ def build_method(
                 raise
             pipeline = load_pipeline(settings.init, recipe.stated())
         init, init_vae = pipeline.denoiser, pipeline.vae
+        if kind := pipeline.origin.get("adapter"):
+            raise ValueError(
+                f"--init {settings.init} holds an adapter ({kind}) that ordinary weights cannot hold: start from its base"
+            )
+        assert isinstance(init.network, Network)
+        started = start_from(init.network, settings, data.num_classes)
         if data.prompts is not None and trains:
             init.network.set_null(data.prompts.null())  # pyright: ignore[reportCallIssue]
     seed = mix(settings.seed, "init")
@@ -204,10 +227,10 @@ def build_method(
     method = recipe.build(
         Context(
             data.channels, data.size, data.num_classes, data.class_names, settings.network, init, data.vae, init_vae, data.examples,
-            seed, settings.micro_batch, domain, latent_vgg, trains, data.prompts,
+            seed, settings.micro_batch, domain, latent_vgg, trains, data.prompts, data.source_examples,
         )
     )  # fmt: skip
-    adapt_method(method, settings)
+    adapt_method(method, settings, started)
     return method
 
 

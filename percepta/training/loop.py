@@ -33,7 +33,7 @@ Batches = Callable[[int, int], Iterator[tuple[tuple[int, ...], Batch]]]  # (firs
 
 
 class NonFinite(RuntimeError):
-    """A loss or gradient that is not finite, and what to do about it."""
+    """A loss or gradient that is not finite, or a limit that was passed, and what to do about it."""
 
 
 @dataclass
@@ -98,6 +98,8 @@ class Loop:
     def _count(self, report: Report) -> bool:
         """Advance the counters; True if the run went back to a checkpoint."""
         state, settings = self.state, self.settings
+        if report.beyond is not None and report.bad is None:  # whatever --on-nonfinite says: the same would come again
+            raise NonFinite(f"step {state.step + 1}: {report.beyond}. {self._last_good()}")
         if report.bad is not None and settings.on_nonfinite == "stop":
             raise NonFinite(
                 f"step {state.step + 1}: {report.bad}; this turn moved nothing. {self._last_good()} "
@@ -152,10 +154,10 @@ class Loop:
         if report.bad is None and all(map(math.isfinite, values.values())):  # fp16: a gradient that overflowed moved nothing
             for name, value in values.items():
                 state.window[name] = state.window.get(name, 0.0) + value
-            state.window_steps += 1
+                state.window_steps[name] = state.window_steps.get(name, 0) + 1
         if state.step % settings.log_every and state.step != settings.steps:
             return
-        means = {k: v / state.window_steps for k, v in state.window.items()} if state.window_steps else {}
+        means = {k: v / state.window_steps[k] for k, v in state.window.items()}  # over the steps that had it: a critic may rest
         lr = state.schedule.lr_at(state.step if settings.warmup else state.step - 1)
         skipped = {"bad_steps": state.bad_total} if state.bad_total else {}
         shares = {f"share/{name}": value for name, value in report.shares.items()} | weights_now(self.method)
@@ -167,7 +169,7 @@ class Loop:
         self.meter.show(state.step, {k: v for k, v in means.items() if not k.startswith("grad_norm")}, memory)
         for tracker in self.trackers:
             tracker.log(state.step, {**means, **shares, "lr": lr, "images_per_s": self.meter.rate})
-        state.window, state.window_steps = {}, 0
+        state.window, state.window_steps = {}, {}
 
     @property
     def _begun(self) -> bool:

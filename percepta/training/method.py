@@ -30,6 +30,19 @@ class Turn:
     backward: Callable[[float], None] | None = None
     terms: Mapping[str, Tensor] | None = None
     alone: "Callable[[str, float, Sequence[Tensor]], Sequence[Tensor | None]] | None" = None
+    limits: Mapping[str, tuple[float, str]] = field(default_factory=dict)  # names in `logs` -> the most, and what to do beyond that
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How a player other than the model moves: its learning rate, of which the run's schedule is a factor, and the norm of its gradient."""
+
+    lr: float
+    clip: float | None = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.lr > 0 or (self.clip is not None and not self.clip > 0):
+            raise ValueError(f"a learning rate and a clipping norm are above 0, got {self.lr:g} and {self.clip}")
 
 
 @dataclass(frozen=True)
@@ -67,7 +80,8 @@ class Method:
     """The model's turn minimises the sum of the terms; each term that trains a critic takes a turn before it.
 
     `players` maps a name to the module whose trainable parameters that player moves: "model" first, whose weights are averaged.
-    `product` is what the trained model is good for: previews and the export. `beside` holds further estimates of the same model.
+    `product` is what the trained model is good for: previews and the export. `beside` holds further estimates of the same model. `paces` are those
+    of players that do not move as the model does.
     """
 
     model: nn.Module
@@ -78,6 +92,7 @@ class Method:
     beside: Sequence[Beside] = ()
     watch: Callable[[Estimate], Mapping[str, Tensor]] | None = None  # further numbers for the log: means over the rows
     scales: dict[str, float] = field(default_factory=dict)  # factors on the weights of terms that are wanted to have a share
+    paces: Mapping[str, Pace] = field(default_factory=dict)
     adapter: Adapter | None = None  # the few weights of the model that are trained, where it is not all
 
     def __post_init__(self) -> None:
@@ -114,8 +129,9 @@ class Method:
     def step(self, batch: Batch, rng: Rng) -> Iterator[Turn]:
         est = self.estimate(batch, rng)
         for term in self.terms:
-            if isinstance(term.objective, TrainsCritic):
-                loss = term.objective.critic_loss(est.detach(), rng)
+            critic = term.objective
+            if isinstance(critic, TrainsCritic) and critic.moves(rng.step):
+                loss = critic.critic_loss(est.detach(), rng)
                 yield Turn(term.name, loss, {f"critic/{term.name}": loss.detach()})
         yield self._model_turn(est, [other(batch, rng) for other in self.beside], rng.step)
 
@@ -126,14 +142,21 @@ class Method:
         for other in beside:
             losses |= other
         logs = {name: loss.detach() for name, loss in losses.items()}
+        logs |= {f"{term.name}/{what}": value for term in self.terms for what, value in term.objective.told.items()}
         if self.watch is not None:
             logs |= self.watch(est)
+        limits = {
+            f"{term.name}/{what}": (most, term.objective.advice)
+            for term in self.terms
+            if isinstance(term.objective, TrainsCritic)
+            for what, most in term.objective.limits.items()
+        }
         if est.onward is None:
-            return Turn("model", total(losses.values()), logs, terms=losses)
+            return Turn("model", total(losses.values()), logs, terms=losses, limits=limits)
         params = [p for p in self.model.parameters() if p.requires_grad]
         rest = {name: loss for other in beside for name, loss in other.items()}
         backward = partial(_by_way_of, est, list(own.values()), list(rest.values()), params)
-        return Turn("model", total(losses.values()), logs, backward, losses, partial(_alone, est, own, rest))
+        return Turn("model", total(losses.values()), logs, backward, losses, partial(_alone, est, own, rest), limits)
 
 
 def total(losses: Iterable[Tensor]) -> Tensor:

@@ -57,13 +57,18 @@ def _linear(n: float, s: "Schedule") -> float:
     return s.final + (1 - s.final) * (1 - s.progress(n))
 
 
+def _late_linear(n: float, s: "Schedule") -> float:
+    """Constant for the first half, then linear (CycleGAN, U-GAT-IT)."""
+    return 1 - (1 - s.final) * max(0.0, 2 * s.progress(n) - 1)
+
+
 def _edm2(n: float, s: "Schedule") -> float:
     """Karras et al. 2024: constant up to `reference`, then falling as one over the square root."""
     return 1 / math.sqrt(max(n / s.reference, 1.0))
 
 
 KINDS: dict[str, Callable[[float, "Schedule"], float]] = {
-    "constant": _constant, "cosine": _cosine, "linear": _linear, "edm": _constant, "edm2": _edm2,
+    "constant": _constant, "cosine": _cosine, "linear": _linear, "late-linear": _late_linear, "edm": _constant, "edm2": _edm2,
 }  # fmt: skip
 
 
@@ -89,7 +94,7 @@ class Schedule:
             raise ValueError(f"a schedule needs lr > 0, warmup >= 0, 0 <= final <= 1, reference > 0; got {self}")
         if self.kind == "edm" and not self.warmup:
             raise ValueError("'edm' needs a warm-up: 10e6, where it is counted in images")
-        if self.kind in ("cosine", "linear") and (self.total is None or self.total <= self.warmup):
+        if self.kind in ("cosine", "linear", "late-linear") and (self.total is None or self.total <= self.warmup):
             raise ValueError(f"{self.kind!r} needs a total above the warm-up of {self.warmup}, got {self.total}")
 
     def progress(self, n: float) -> float:

@@ -15,6 +15,7 @@ from percepta.estimate import Denoise
 from percepta.formulation import Denoiser, Formulation
 from percepta.networks import Network, adapt, build, load_model
 from percepta.objectives import Denoising, Term, Weight
+from percepta.training.augmenting import augmentation
 from percepta.training.method import Method
 from percepta.training.product import Sampled
 from percepta.training.settings import Settings
@@ -40,6 +41,7 @@ class Context:
     latent_vgg: Callable[[], Path] | None = None  # the same for a network that reads the latents (spaces.latent_lpips)
     trains: bool = True  # False where a model is only built again, to be exported: what judges it may be far away
     prompts: Prompts | None = None  # the captions of the data, where --init reads text
+    source_examples: Callable[[], Tensor] | None = None  # the first images of the domain that is translated, where there are two
 
     def in_latents(self, vae: Any) -> "Context":
         """What a network in the latents of `vae` reads, where the data are images."""
@@ -87,10 +89,14 @@ class Context:
             raise ValueError(
                 f"{flag} has {network.num_classes or 'no'} classes, the data has {self.num_classes or 'none'}: use "
                 + ("data with the same classes" if network.num_classes else "--conditional no")
+                + (", or --class-table new for a table of its classes" if self.num_classes and flag == "--init" else "")
             )
         if network.sample_size != self.size:
             network.resize(self.size)
         return network
+
+
+Trained = Callable[[str, "Recipe", Settings], Path]  # (name, recipe, settings) -> its run, trained now or found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +114,23 @@ class Recipe(ABC):
 
     @abstractmethod
     def build(self, context: Context) -> Method: ...
+
+    def settled(self, settings: Settings) -> tuple["Recipe", Settings]:
+        """Knobs and settings that follow from each other, filled in; ValueError where they contradict each other."""
+        return self, settings
+
+    @property
+    def translates(self) -> str | None:
+        """The images of another domain that are trained on beside --data."""
+        return None
+
+    def prepared(self, settings: Settings, trained: "Trained") -> "Recipe":
+        """Train first what the method stands on (percepta.training.phases), and say where it is."""
+        return self
+
+    def check(self, settings: Settings) -> None:
+        """Refuse, before images are read or latents encoded, what cannot be in a run of these settings. Flags alone are for __post_init__."""
+        return
 
     def stated(self) -> Formulation | None:
         """What the flags alone say about the network of --init: needed where it is a bare model folder."""
@@ -131,13 +154,17 @@ class Recipe(ABC):
 
 def denoising_method(
     context: Context, formulation: Formulation, weight: Weight, cond_dropout: float, network: str, sampler: str = "ddim",
-    more: Iterable[Term] = (),
+    more: Iterable[Term] = (), augment: float = 0.0,
 ) -> Method:  # fmt: skip
-    """Plain diffusion: denoise, and judge x0_hat by its weighted squared error, and by what `more` there is."""
+    """Plain diffusion: denoise, and judge x0_hat by its weighted squared error, and by what `more` there is.
+
+    Images are altered with probability `augment` before they are noised, and are then what x0_hat is compared with.
+    """
     if not 0 <= cond_dropout < 1:
         raise ValueError(f"--cond-dropout must lie in [0, 1), got {cond_dropout}")
-    denoiser = Denoiser(context.chosen_network(network), formulation)
+    chosen = context.chosen_network(network)
+    denoiser, altering = Denoiser(chosen, formulation), augmentation(augment, chosen, context.vae)
     shape, told = (context.channels, context.size, context.size), context.num_classes or context.prompts is not None
     product = Sampled(denoiser, shape, sampler, context.vae, context.class_names, prompts=context.prompts)
-    estimate = Denoise(denoiser, cond_dropout if told else 0.0)
+    estimate = Denoise(denoiser, cond_dropout if told else 0.0, augment=altering)
     return Method(denoiser, estimate, [Term("denoising", Denoising(), weight=weight), *more], product)

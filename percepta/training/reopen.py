@@ -38,12 +38,14 @@ def export_run(
     data = recorded_data(settings, json.loads((run / "config.json").read_text())["resolved"])
     method = build_method(recipe, settings, data, trains=False)
     state = make_state(method, settings, torch.device("cpu"))
-    state.load(checkpoint)
+    state.load(checkpoint, trains=False)
     if ema_length is not None:
         if settings.ema != "power":
             raise ValueError(f"--ema-length needs a run with --ema power; {run} averaged with --ema {settings.ema}")
         average = reconstruct(run / "snapshots", ema_length, state.images)
-        load_weights(method.model, {**method.model.state_dict(), **average}, str(run / "snapshots"))
+        # not the whole model: what blocks share has several names, and the last one loaded would win
+        own = {name: x for name, x in method.model.state_dict().items() if name in average}
+        load_weights(method.model, average, str(run / "snapshots"), own)
         raw = True
     about = card(recipe, settings, checkpoint.step, trained_against(run))
     with nullcontext() if raw else averaged(state):

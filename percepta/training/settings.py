@@ -4,6 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+LORA = ("lora", "dora")
+OWNERS = {"lora_rank": LORA, "lora_alpha": LORA, "lora_targets": LORA, "prompt_tokens": ("vpt",), "bottleneck": ("adaptformer",)}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
@@ -14,8 +17,8 @@ class Settings:
     """Images: a folder (class sub-folders or metadata.jsonl give labels), an .npz, tar shards, hf:NAME, or the built-in `shapes`."""
     size: int = 32
     """Side of the training images, in pixels."""
-    crop: Literal["center-crop", "random-crop", "stretch", "pad", "none"] = "center-crop"
-    """How an image becomes a square of that side; `none` refuses other sizes."""
+    crop: Literal["center-crop", "random-crop", "stretch", "pad", "jitter", "none"] = "center-crop"
+    """How an image becomes a square of that side; `none` refuses other sizes. jitter: stretched to 286/256 of it, then a random crop."""
     flip: bool = False
     """Mirror half of the images, chosen per sample."""
     conditional: Literal["auto", "yes", "no"] = "auto"
@@ -28,8 +31,12 @@ class Settings:
     """Start from this pipeline, run or model folder; its schedule and prediction type are read, not asked."""
     vae: str | None = None
     """Train in the latents of this frozen autoencoder (a diffusers folder or a run of the recipe `autoencoder`). Default: that of --init."""
-    peft: Literal["full", "lora"] = "full"
-    """What of --init is trained: full, all weights; lora, a few beside them, which are saved alone and merged into the model."""
+    peft: Literal["full", "bitfit", "diffit", "lora", "dora", "vpt", "adaptformer"] = "full"
+    """What of --init is trained: full, all weights; else a few, which are saved alone: bitfit, biases; diffit, biases, norms and scales; lora and
+    dora, low-rank changes; vpt, prompts; adaptformer, bottlenecks beside MLPs. All but vpt and adaptformer are merged into the model too."""
+    class_table: Literal["auto", "train", "keep", "new"] = "auto"
+    """The class embeddings of --init. With an adapter: trained, or kept, or made anew for other classes; auto makes them anew where the number of
+    classes differs, and else keeps them for lora and dora alone. With --peft full they train, and new makes them anew."""
     lora_rank: int = 8
     """Rank of each layer's adapter: more can change more, and takes more memory."""
     lora_alpha: int | None = None
@@ -37,6 +44,10 @@ class Settings:
     lora_targets: str | None = None
     """Layers to adapt, by the end of their names or by a block's name, with commas between: to_q,to_v or mid_block. Default: attention
     and MLPs of transformers, attention and residual convolutions of U-Nets."""
+    prompt_tokens: int = 50
+    """vpt: prompts in each block."""
+    bottleneck: int = 64
+    """adaptformer: channels of each bottleneck."""
     cache: Path | None = None
     """Where latents are kept between runs. Default: the user's cache folder, or PERCEPTA_CACHE."""
 
@@ -65,7 +76,7 @@ class Settings:
     """AdamW's decay."""
     warmup: int = 0
     """Steps over which the learning rate rises from 0."""
-    lr_schedule: Literal["constant", "cosine", "linear", "edm2"] = "constant"
+    lr_schedule: Literal["constant", "cosine", "linear", "late-linear", "edm2"] = "constant"
     """The learning rate after the warm-up."""
     clip: float | None = 1.0
     """Largest norm of the gradient, per player; `None` does not clip."""
@@ -171,11 +182,15 @@ class Settings:
                 raise ValueError(f"--{name.replace('_', '-')} must not be negative, got {getattr(self, name)}")
 
     def _check_peft(self) -> None:
-        if self.peft == "full":
-            for name in ("lora_rank", "lora_alpha", "lora_targets"):
-                if getattr(self, name) != getattr(type(self), name):
-                    raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)} is for adapters: add --peft lora")
-        elif self.init is None:
+        for name, owners in OWNERS.items():
+            if self.peft not in owners and getattr(self, name) != getattr(type(self), name):
+                flag = f"--{name.replace('_', '-')} {getattr(self, name)}"
+                raise ValueError(f"{flag} is for adapters: add --peft {' or '.join(owners)}")
+        if self.peft == "full" and self.class_table == "keep":
+            raise ValueError("--class-table keep is for adapters: with --peft full all weights train; add --peft, or leave it out")
+        if self.peft != "full" and self.init is None:
             raise ValueError(f"--peft {self.peft} trains a few weights on a pretrained model: say which with --init")
         if self.lora_rank < 1 or (self.lora_alpha is not None and self.lora_alpha < 1):
             raise ValueError(f"--lora-rank and --lora-alpha must be at least 1, got {self.lora_rank} and {self.lora_alpha}")
+        if self.prompt_tokens < 1 or self.bottleneck < 1:
+            raise ValueError(f"--prompt-tokens and --bottleneck must be at least 1, got {self.prompt_tokens} and {self.bottleneck}")

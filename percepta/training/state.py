@@ -13,27 +13,37 @@ from torch import Tensor, nn
 from percepta.peft import Base
 from percepta.training.checkpoint import Checkpoint
 from percepta.training.ema import POWER, AbstractDecay, Classic, Ema, HalfLife
-from percepta.training.method import Method
+from percepta.training.method import Method, Pace
 from percepta.training.optim import Schedule, load_optimizer_tensors, make_optimizer, optimizer_tensors
 from percepta.training.settings import Settings
 
 
 @dataclass
 class Player:
-    """Who moves: a module, its trainable parameters, its optimizer, and for fp16 its loss scale."""
+    """Who moves: a module, its trainable parameters, its optimizer, and for fp16 its loss scale. `pace` is its part of the scheduled learning rate."""
 
     name: str
     module: nn.Module
     params: list[Tensor]
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler | None  # pyright: ignore[reportPrivateImportUsage]
+    pace: float = 1.0
+    clip: float | None = None
     base: Base | None = None  # frozen weights that are read from elsewhere, and not kept in checkpoints
+
+    @property
+    def stem(self) -> str:
+        """Its part in the names of a checkpoint's files: a slash would be a folder."""
+        return self.name.replace("/", ".")
 
     def kept(self) -> dict[str, Tensor]:
         """What a checkpoint holds of the module: all of it, or all but the base's weights."""
         named: dict[str, Tensor] = dict(self.module.state_dict(keep_vars=True))
+        if self.base is None:
+            return {name: x.detach() for name, x in named.items()}
         frozen = {name for name, x in named.items() if isinstance(x, nn.Parameter) and not x.requires_grad}
-        return {name: x.detach() for name, x in named.items() if self.base is None or name not in frozen}
+        first = {id(x): name for name, x in reversed(named.items())}  # what blocks share is kept once
+        return {name: x.detach() for name, x in named.items() if name not in frozen and first[id(x)] == name}
 
 
 @dataclass
@@ -50,7 +60,7 @@ class State:
     retries: int = 0
     scales: dict[str, float] = field(default_factory=dict)  # the method's own: weights that follow a share of the gradient
     window: dict[str, float] = field(default_factory=dict)
-    window_steps: int = 0
+    window_steps: dict[str, int] = field(default_factory=dict)
 
     @property
     def stream(self) -> str:
@@ -58,8 +68,8 @@ class State:
         return f"train-{self.retries}" if self.retries else "train"
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        out = {f"weights-{name}": p.kept() for name, p in self.players.items()}
-        out |= {f"optimizer-{name}": optimizer_tensors(p.optimizer) for name, p in self.players.items()}
+        out = {f"weights-{p.stem}": p.kept() for p in self.players.values()}
+        out |= {f"optimizer-{p.stem}": optimizer_tensors(p.optimizer) for p in self.players.values()}
         return out | (self.ema.tensors() if self.ema else {})
 
     def numbers(self) -> dict[str, Any]:
@@ -71,19 +81,20 @@ class State:
             "bases": {name: p.base.sha256 for name, p in self.players.items() if p.base is not None},
         }  # fmt: skip
 
-    def load(self, checkpoint: Checkpoint) -> None:
-        """Become what was saved; a checkpoint of another method, network or kind of average is refused."""
-        names = {f"weights-{name}" for name in self.players}
+    def load(self, checkpoint: Checkpoint, trains: bool = True) -> None:
+        """Become what was saved; a checkpoint of another method, network or kind of average is refused. A method that is built to be
+        exported has no critics: with `trains` False those that were saved are left."""
+        names = {f"weights-{player.stem}" for player in self.players.values()}
         found = {stem for stem in checkpoint.tensors if stem.startswith("weights-")}
-        if names != found:
+        if names != found and (trains or not names <= found):
             raise ValueError(
                 f"{checkpoint.path} holds {sorted(found)}, this method trains {sorted(names)}: resume with the recipe of the run"
             )
         for name, player in self.players.items():
             check_base(player, checkpoint)
-            stem = f"weights-{name}"
+            stem = f"weights-{player.stem}"
             load_weights(player.module, checkpoint.tensors[stem], f"{checkpoint.path}/{stem}.safetensors", player.kept())
-            load_optimizer_tensors(player.optimizer, checkpoint.tensors[f"optimizer-{name}"])
+            load_optimizer_tensors(player.optimizer, checkpoint.tensors[f"optimizer-{player.stem}"])
             if (player.scaler is not None) != (name in checkpoint.state["scalers"]):
                 raise ValueError(
                     f"{checkpoint.path} was trained with another --mixed-precision: fp16 keeps a loss scale, the others do not"
@@ -96,9 +107,12 @@ class State:
             )
         if self.ema is not None:
             self.ema.load(checkpoint.tensors, checkpoint.state["ema"])
-        for name in ("step", "images", "bad_in_a_row", "bad_total", "retries", "window_steps"):
+        for name in ("step", "images", "bad_in_a_row", "bad_total", "retries"):
             setattr(self, name, int(checkpoint.state[name]))
-        self.window = dict(checkpoint.state["window"])
+        self.window, steps = dict(checkpoint.state["window"]), checkpoint.state["window_steps"]
+        self.window_steps = (
+            dict(steps) if isinstance(steps, dict) else dict.fromkeys(self.window, int(steps))
+        )  # once one number for all
         self.scales.clear()
         self.scales.update(checkpoint.state.get("scales", {}))
 
@@ -139,7 +153,8 @@ def make_state(method: Method, settings: Settings, device: torch.device) -> Stat
         params = [p for group in optimizer.param_groups for p in group["params"]]
         scaler = torch.amp.GradScaler(device.type) if settings.mixed_precision == "fp16" else None  # pyright: ignore[reportPrivateImportUsage]
         base = method.adapter.base if method.adapter is not None and name == "model" else None
-        players[name] = Player(name, module, params, optimizer, scaler, base)
+        pace = method.paces.get(name, Pace(settings.lr, settings.clip))
+        players[name] = Player(name, module, params, optimizer, scaler, pace.lr / settings.lr, pace.clip, base)
     schedule = Schedule(settings.lr, settings.lr_schedule, settings.warmup, settings.steps)
     # a non-finite loss or gradient never reaches the weights (loop.py), so the averages need no guard of their own
     ema = None if settings.ema == "none" else Ema(method.model, decays(settings), guard=False)

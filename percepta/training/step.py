@@ -6,8 +6,9 @@ gradient, and every number that is logged, is that of the whole batch.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -23,11 +24,18 @@ from percepta.training.shares import Shares
 from percepta.training.state import Player, State
 
 
+@runtime_checkable
+class Settles(Protocol):
+    """A module with weights in bounds, into which it brings them back after each of its moves."""
+
+    def settle(self) -> None: ...
+
+
 @dataclass(frozen=True)
 class Report:
     """What a step gave: terms and gradient norms by name, what was not finite, and whether any rank was asked to stop.
 
-    `shares` are those of the terms in the gradient, in steps that measure them.
+    `shares` are those of the terms in the gradient, in steps that measure them. `beyond` is a limit that was passed.
     """
 
     losses: dict[str, float]
@@ -35,20 +43,21 @@ class Report:
     bad: str | None = None
     stop: bool = False
     shares: dict[str, float] = field(default_factory=dict)
+    beyond: str | None = None
 
 
 def take_step(
     method: Method, state: State, settings: Settings, batch: Batch, rng: Rng, asked: Callable[[], bool] = lambda: False,
     shares: Shares | None = None,
 ) -> Report:  # fmt: skip
-    """Move every player once. A turn whose loss or gradient is not finite moves nothing, and ends the step.
+    """Move every player once. A turn whose loss or gradient is not finite, or that passes a limit, moves nothing, and ends the step.
 
     `asked` says whether this rank is to stop: it is called after the work of each turn, so that a signal in a step ends with it.
     `shares`, given in some steps, takes the terms' gradients by the way.
     """
     if settings.compile in CUDA_GRAPHS and rng.device.type == "cuda":
         torch.compiler.cudagraph_mark_step_begin()
-    parts = _parts(len(batch), len(batch) if method.whole_batch else settings.micro_batch or len(batch))
+    parts = micro_batches(len(batch), len(batch) if method.whole_batch else settings.micro_batch or len(batch))
     makers = [(method.step(batch.select(part), rng.select(part)), (part.stop - part.start) / settings.batch) for part in parts]
     losses: dict[str, float] = {}
     norms: dict[str, float] = {}
@@ -57,50 +66,51 @@ def take_step(
         taken = _accumulate(makers, number, settings, state, rng.device, shares)
         if taken is None:
             return Report(losses, norms, None, stop, {} if shares is None else shares.values())
-        player, logs = taken
+        player, logs, turn = taken
         summed = distributed.summed(torch.stack([*logs.values(), torch.full((), float(asked()), device=rng.device)]))
         distributed.reduce_gradients(player.params)
         if player.scaler is not None:
             player.scaler.unscale_(player.optimizer)
-        norm = clip_gradients(player.params, settings.clip)
+        norm = clip_gradients(player.params, player.clip)
         *values, stops, size = torch.cat([summed, norm.to(summed).reshape(1)]).tolist()  # the turn's only synchronisation
-        turn = dict(zip(logs, values, strict=True))
-        losses |= turn
+        told = dict(zip(logs, values, strict=True))
+        losses |= told
         norms[player.name] = size
         stop = stops > 0
-        bad = _not_finite(turn, size, player)
-        if bad is not None:
+        bad, beyond = _not_finite(told, size, player), _beyond(told, turn)
+        if bad is not None or beyond is not None:
             player.optimizer.zero_grad(set_to_none=True)
             if player.scaler is not None:
                 player.scaler.update()  # ends its step: the next one unscales anew
-            return Report(losses, norms, bad, stop)
-        set_lr(player.optimizer, state.schedule.lr_at(state.step + 1 if settings.warmup else state.step))
+            return Report(losses, norms, bad, stop, beyond=beyond)
+        set_lr(player.optimizer, player.pace * state.schedule.lr_at(state.step + 1 if settings.warmup else state.step))
         _move(player)
     raise AssertionError("a method's turns end")
 
 
-def _parts(rows: int, most: int) -> list[slice]:
+def micro_batches(rows: int, most: int) -> list[slice]:
+    """The rows in parts of at most so many."""
     return [slice(first, min(first + most, rows)) for first in range(0, rows, most)]
 
 
 def _accumulate(
     makers: Sequence[tuple[Iterator[Turn], float]], number: int, settings: Settings, state: State, device: torch.device,
     shares: Shares | None,
-) -> tuple[Player, dict[str, Tensor]] | None:  # fmt: skip
+) -> tuple[Player, dict[str, Tensor], Turn] | None:  # fmt: skip
     """The next turn of every part, forward and backward one part after the other: one graph is alive at a time. None at the end.
 
     All parts take a turn before any takes the next: a turn sees what the turns before it moved. Dropout draws from torch's own
     generator, seeded per step, turn, rank and part.
     """
     rank = distributed.world().rank
-    player: Player | None = None
+    last: tuple[Player, Turn] | None = None
     logs: dict[str, Tensor] = {}
     for part, (maker, share) in enumerate(makers):
         seed_torch(mix(settings.seed, state.stream, "torch", state.step, number, rank, part), device)
         with autocast(settings.mixed_precision, device):
             turn = next(maker, None)
         if turn is None:
-            assert player is None, "every part takes the same turns"
+            assert last is None, "every part takes the same turns"
             continue
         player = state.players[turn.player]
         if shares is not None:
@@ -108,7 +118,8 @@ def _accumulate(
         _backward(turn, share, player, alone=len(state.players) == 1)
         for name, value in turn.logs.items():
             logs[name] = logs.get(name, 0) + value.float() * share
-    return None if player is None else (player, logs)
+        last = player, replace(turn, loss=turn.loss.detach(), backward=None, terms=None, alone=None)  # its graph goes
+    return None if last is None else (last[0], logs, last[1])
 
 
 def _backward(turn: Turn, share: float, player: Player, alone: bool) -> None:
@@ -135,10 +146,20 @@ def _not_finite(losses: dict[str, float], norm: float, player: Player) -> str | 
     return None
 
 
+def _beyond(told: dict[str, float], turn: Turn) -> str | None:
+    """A number that its turn bounds, and what to do."""
+    for name, (most, advice) in turn.limits.items():
+        if told[name] > most:
+            return f"{name} is {told[name]:.3g}, above {most:g}: {advice}"
+    return None
+
+
 def _move(player: Player) -> None:
     if player.scaler is None:
         player.optimizer.step()
     else:
         player.scaler.step(player.optimizer)
         player.scaler.update()
+    if isinstance(player.module, Settles):
+        player.module.settle()
     player.optimizer.zero_grad(set_to_none=True)

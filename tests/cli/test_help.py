@@ -98,6 +98,7 @@ def test_commands_and_recipes_are_found() -> None:
     assert set(CLASSES) == {
         "recipes",
         "sample",
+        "translate",
         "evaluate",
         "report",
         "export",
@@ -107,6 +108,7 @@ def test_commands_and_recipes_are_found() -> None:
         "study",
         "probe",
         "probe flops",
+        "probe affinity",
     }
     assert len(RECIPES) >= 4
 
@@ -165,6 +167,8 @@ def test_the_overview_names_what_there_is(command: str, capsys, monkeypatch) -> 
         ("probe nowhere --what outlier", "outliers"),
         ("probe taef2 --waht outliers", "--what"),
         ("probe taef2 --what interpolation --scales half", "--scales"),
+        ("probe affinity nowhere --space domian", "nowhere"),
+        ("probe affinity nowhere --levels many", "--levels"),
         ("probe flops --netwrok x", "--network"),
         ("probe flops --network mmdit-xl", "mmdit-xl-2"),
         ("probe flops --layers first", "--layers"),
@@ -220,6 +224,10 @@ def runs(tmp_path_factory) -> Path:
         ("doctor", {"packages", "devices", "weights"}),
         (
             "probe {runs}/ae --data shapes:length=4 --size 16 --what outliers --out {tmp}/probe",
+            {"probe", "numbers", "figures", "protocol"},
+        ),
+        (
+            "probe affinity {runs}/ddpm --data shapes:length=60,labels=shape --space pixels --num 4 --groups 2 --out {tmp}/affinity",
             {"probe", "numbers", "figures", "protocol"},
         ),
         ("probe flops --network mmdit-pocket --size 64", {"probe", "tflop", "gflop_per_image", "asked"}),

@@ -66,7 +66,7 @@ def test_a_look_is_a_table_in_the_terminal(vae, tmp_path, capsys, monkeypatch):
         (["--what", "interpolation", "--scales", "1"], "scale of 1"),
         (["--what", "interpolation", "--scales", ""], "--scales"),
         (["--what", "outliers", "--data", "nowhere"], "nowhere"),
-        ([], "--what"),
+        ([], "--what is missing: interpolation, perturbation, outliers (see"),
     ],
 )
 def test_a_mistake_is_one_line(flags, said, vae, tmp_path, capsys):

@@ -91,3 +91,22 @@ def test_domains_share_no_scene_but_a_hidden_truth():
 def test_indices_outside_are_an_error():
     with pytest.raises(IndexError, match="0 to 9, got 10"):
         Shapes(length=10).read(10)
+
+
+def test_some_shapes_alone_are_the_scenes_that_show_them():
+    every, some = Shapes(size=16, labels="shape", length=400), Shapes(size=16, labels="shape", length=40, only="star+cross")
+    assert some.class_names == ("star", "cross") and {item.label for item in some.read_many(range(40))} == {0, 1}
+    wanted = [item for item in every.read_many(range(400)) if every.class_names[item.label] in some.class_names][:40]
+    for mine, theirs in zip(some.read_many(range(40)), wanted, strict=True):
+        assert np.array_equal(mine.image, theirs.image) and some.class_names[mine.label] == every.class_names[theirs.label]
+    both = Shapes(length=20, only="cross")
+    assert both.class_names == tuple(f"{colour} cross" for colour in COLOURS)
+    assert {both.class_names[item.label].split()[1] for item in both.read_many(range(20))} == {"cross"}
+    assert len({Shapes(length=20, only=only).fingerprint for only in ("", "cross", "star")}) == 3
+    assert Shapes(length=20).fingerprint == Shapes(length=20, only="").fingerprint
+
+
+@pytest.mark.parametrize("only", ["disk", "star+star", "star,cross"])
+def test_shapes_that_are_not_known_are_refused(only):
+    with pytest.raises(ValueError, match="only="):
+        Shapes(only=only)

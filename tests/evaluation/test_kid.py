@@ -86,3 +86,12 @@ def test_parity_with_torch_fidelity(subsets: int, size: int) -> None:
     mean, std = kid(real, fake, subsets, size)
     assert mean == pytest.approx(theirs["kernel_inception_distance_mean"], abs=1e-6)
     assert std == pytest.approx(theirs["kernel_inception_distance_std"], abs=1e-6)
+
+
+def test_a_test_set_of_a_hundred_needs_smaller_subsets() -> None:
+    """Subsets of the whole set are all the same: their spread, 0, is of nothing. Larger ones cannot be drawn."""
+    real, fake = sides(100, 100)
+    whole, half = kid(real, fake, 100, 100), kid(real, fake, 100, 50)
+    assert whole[1] < 1e-6 < half[1] and abs(whole[0] - half[0]) < half[1]
+    with pytest.raises(ValueError, match="choose a smaller size"):
+        kid(real, fake, 100, 101)

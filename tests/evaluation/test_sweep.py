@@ -71,6 +71,19 @@ def test_the_best_is_the_lowest_or_the_highest_and_never_one_that_was_trained_ag
     assert found.metrics == ("fid", "recall", "kid", "sfid", "cmmd")
 
 
+def test_what_is_printed_alike_is_starred_alike():
+    found = made(fid=(12.34501, 12.34549, 12.3449), recall=(0.1, 0.50001, 0.50003), kid=(3.0, 1.0, 2.0))
+    assert found.best() == {"recall": 2.0, "kid": 1.5}, "nothing tells the first three: none is the best"
+    assert found.starred() == {"recall": [1.5, 2.0], "kid": [1.5]}
+    assert found.close() == {"recall": [1.5]}
+    rows = [line.split() for line in shown(found, 80).splitlines() if line[:8].strip() in ("1", "1.5", "2")]
+    assert [row[1:3] for row in rows] == [["12.345", "0.1000"], ["12.345", "0.5000*"], ["12.345", "0.5000*"]]
+    marked = Sweep(
+        "runs/a", {1.0: judged(1.0, fid=Value(1.0, "x", None, True)), 2.0: judged(2.0, fid=1.00001), 3.0: judged(3.0, fid=2.0)}
+    )
+    assert marked.starred() == {"fid": [2.0]}, "never what was trained against"
+
+
 def test_weights_that_nothing_tells_from_the_best_are_named():
     values = [Value(v, "pixels", 0.2) for v in (1.0, 1.1, 1.5)]
     assert made(kid=values, fid=(1.0, 1.1, 2.0), recall=(0.1, 0.5, 0.5)).close() == {"kid": [1.5], "recall": [2.0]}

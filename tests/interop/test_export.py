@@ -158,7 +158,9 @@ def cases():
     ae, shifted = vae(scaling_factor=0.4), vae(scaling_factor=0.4, shift_factor=0.3)
     plain, classes, many, ten = unet(), unet(num_class_embeds=4), dit(1000), dit(3)
     learned, half = unet(out=6), adapt(unet(), time_factor=0.25)
-    karras_net = shake(DDPMPP(SIZE, model_channels=16, channel_mult=(1, 1), num_blocks=1, attention_sizes=(4,), num_classes=3))
+    karras_net = shake(
+        DDPMPP(SIZE, model_channels=16, channel_mult=(1, 1), num_blocks=1, attention_sizes=(4,), num_classes=3, augment_dim=9)
+    )
     by_class = Denoiser(adapt(classes, num_classes=3), LINEAR)
     batch, labels = {"batch_size": BATCH}, {"class_labels": LABELS}
     shown, cond = {**batch, **labels}, torch.tensor(LABELS)

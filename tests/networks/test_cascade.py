@@ -208,6 +208,31 @@ def test_r_learns_in_bf16_from_errors_of_a_millionth(name):
     assert float(torch.nn.functional.cosine_similarity(a, b, 0)) > 0.99
 
 
+def test_an_unbounded_x0_is_refused_in_fp16_and_nowhere_else():
+    """x0* of a cosine schedule is infinite in fp16, and phi would answer NaN; a clamp, a schedule that ends early, bf16 and Dual hold."""
+    x, t = noised(ks=(0, 3998, 3999))
+
+    def finite(dtype, path=PATH, **options):
+        network = small(path=path, **options)
+        with torch.no_grad(), torch.autocast("cpu", dtype):
+            return bool(parts(network, x, t, path=path).mixed.isfinite().all())
+
+    network = small("raw")
+    network.model.reach = 0.0  # not looked at
+    with torch.no_grad(), torch.autocast("cpu", torch.float16):
+        got = parts(network, x, t)
+    assert float(got.star.abs().max()) > 65504 and not got.mixed.isfinite().all(), "what is refused"
+    for options in ({"clamp": None}, {"clamp": None, "concat": True}, {"clamp": 1e5}):
+        with pytest.raises(ValueError, match=r"x0\* reaches .* more than fp16 can hold .*--clamp-x0 1\.0"):
+            finite(torch.float16, **options)
+    with pytest.raises(ValueError, match="more than fp16 can hold"), torch.no_grad():
+        small("raw").model.half()(x.half(), 40)
+    assert finite(torch.bfloat16, clamp=None)
+    assert finite(torch.float16, clamp=1.0)
+    assert finite(torch.float16, clamp=None, path=LinearBeta())
+    assert finite(torch.float16, name="dual", clamp=None)
+
+
 def test_gradient_checkpointing_changes_nothing():
     network = small().train()
     before = gradients(network, lambda p: eps_loss(p) + phi_loss(p))

@@ -73,6 +73,22 @@ def test_configs_that_name_no_model(folder, config, message):
         load_model(folder)
 
 
+@pytest.mark.parametrize(
+    ("recipe", "model", "said"),
+    [
+        ("autoencoder", True, "run of the recipe autoencoder, which trains an autoencoder and no denoiser: give it as --vae"),
+        ("ddpm", True, "run of the recipe ddpm, and its model is a pipeline: give it as --init"),
+        ("ddpm", False, "run of the recipe ddpm, and has no model yet: go on with percepta train ddpm --out"),
+    ],
+)
+def test_a_run_says_what_it_is_good_for(tmp_path, recipe, model, said):
+    (tmp_path / "config.json").write_text(json.dumps({"recipe": recipe, "knobs": {}, "settings": {}}))
+    if model:
+        (tmp_path / "model").mkdir()
+    with pytest.raises(ValueError, match=said):
+        load_model(tmp_path)
+
+
 def test_a_pipeline_folder_says_which_parts_it_has(folder):
     with pytest.raises(ValueError, match="it holds unet: give one of these"):
         load_model(folder.parent)

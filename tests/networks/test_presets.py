@@ -10,9 +10,11 @@ PUBLISHED = {  # (parameters, tolerance, where the number is from)
     "iddpm-32": (52.5e6, 0.002, "Nichol and Dhariwal 2021, their model for CIFAR-10"),
     "adm-64": (120e6, 0.01, "Nichol and Dhariwal 2021, table 3"),
     "ddpmpp-32": (55.7e6, 0.001, "Karras et al. 2022, appendix F.1"),
+    "ddpmpp-64": (61.8e6, 0.001, "Karras et al. 2022, table 7"),
+    "ddpmpp-pocket": (1.2e6, 0.05, "about a million: our own aim"),
     "mmdit-xl-2": (1.33e9, 0.01, "28 blocks of two streams, 36 width^2 each"),
 }
-POCKET = ("unet-pocket", "dit-pocket", "mmdit-pocket")
+POCKET = ("unet-pocket", "ddpmpp-pocket", "dit-pocket", "mmdit-pocket")
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -50,6 +52,7 @@ def test_presets_start_at_zero_and_learn_in_a_few_steps(name):
         "iddpm-32": {"block_out_channels": (32,) * 4, "layers_per_block": 1, "attention_head_dim": 8},
         "adm-64": {"block_out_channels": (32,) * 4, "layers_per_block": 1, "attention_head_dim": 8},
         "ddpmpp-32": {"model_channels": 32, "num_blocks": 1},
+        "ddpmpp-64": {"model_channels": 32, "num_blocks": 1},
         "dit-xl-2": {"num_layers": 2, "attention_head_dim": 8},
         "mmdit-xl-2": {"num_layers": 2, "attention_head_dim": 8, "caption_projection_dim": 128},
     }
@@ -105,7 +108,7 @@ def test_what_cannot_be_built_is_an_error_with_advice(preset, options, message):
 def test_the_table_lists_every_preset():
     table = preset_table()
     assert [row[0] for row in table] == list(PRESETS)
-    assert len(table) == 9
+    assert len(table) == 11
     assert all(row[1] > 5e5 and row[5] for row in table)
 
 

@@ -5,7 +5,7 @@ from torch import nn
 
 from percepta.estimate import Estimate
 from percepta.objectives import Mmd
-from percepta.objectives.mmd import Known
+from percepta.objectives.rows import Known
 from percepta.spaces import Space
 
 

@@ -14,7 +14,7 @@ from percepta.formulation import EDM, Denoiser, Formulation
 from percepta.interop import export_pipeline
 from percepta.networks import build
 from percepta.path import LinearBeta
-from percepta.peft import Lora, attach
+from percepta.peft import BitFit, DiffFit, Lora, attach
 from percepta.recipes.ddpm import Ddpm
 from percepta.training.job import train
 from percepta.training.settings import Settings
@@ -56,6 +56,17 @@ for kind, (cls, folder) in jobs["models"].items():
         model = getattr(diffusers, cls).from_pretrained(f"{folder}/base").eval()
         out[f"{kind}/base"] = call(model)
         out[f"{kind}/adapter"] = call(PeftModel.from_pretrained(model, f"{folder}/adapter").eval())
+x, t = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1)), torch.tensor([3.0, 500.0])
+labels = torch.tensor([0, 1])
+calls = {"DiTTransformer2DModel": lambda m: m(x, t, labels).sample, "UNet2DModel": lambda m: m(x, t, labels).sample,
+         "SD3Transformer2DModel": lambda m: m(x, torch.eye(4)[labels][:, None], torch.eye(4)[labels], t).sample}
+with torch.no_grad():
+    for name, (cls, folder) in jobs["folded"].items():
+        out[f"folded/{name}"] = calls[cls](getattr(diffusers, cls).from_pretrained(folder).eval())
+    cls, folder, adapter = jobs["dora"]
+    model = diffusers.SD3Transformer2DModel.from_pretrained(folder).eval()
+    model.load_lora_adapter(adapter, weight_name="adapter_model.safetensors", prefix="base_model.model")
+    out["folded/loaded"] = calls[cls](model)
 for name, (code, part) in jobs["cards"].items():
     names = {}
     exec(code, names)
@@ -83,6 +94,46 @@ def transformers(make, root):
         adapter.save(folder / "adapter")
         made[kind] = (type(one.model).__name__, str(folder))
     return made
+
+
+FOLDED = {"dit-bitfit": BitFit(), "dit-diffit": DiffFit(), "dit-dora": Lora(2, dora=True), "mmdit-diffit": DiffFit(),
+          "mmdit-dora": Lora(2, dora=True), "unet-diffit": DiffFit(), "unet-dora": Lora(2, dora=True)}  # fmt: skip
+
+
+def small(kind):
+    """Networks of three classes."""
+    less = (
+        {}
+        if kind == "unet"
+        else {"num_layers": 2, "attention_head_dim": 8} | ({"caption_projection_dim": 32} if kind == "mmdit" else {})
+    )
+    network = build(f"{kind}-pocket", channels=3, size=8, num_classes=3, overrides=less)
+    with torch.no_grad():
+        for p in network.parameters():
+            p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(9)) * 0.02)
+    return network.eval()
+
+
+def folded(root):
+    """Folded models in folders, with what they have to give; and a DoRA beside its base."""
+    jobs, wanted, dora = {}, {}, None
+    x, t = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1)), torch.tensor([3.0, 500.0])
+    for name, peft in FOLDED.items():
+        network, folder = small(name.split("-")[0]), root / "folded" / name
+        network.save_pretrained(folder / "base")
+        adapter = attach(peft, network, "base", 1, table=peft.names_table)
+        with torch.no_grad():
+            for k, p in enumerate(p for p in network.parameters() if p.requires_grad):
+                p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(k)) * 0.1)
+            wanted[name] = network(x, t, torch.tensor([0, 1]))
+        with adapter.merged():
+            network.save_pretrained(folder / "merged")
+        (folder / "adapter").mkdir()
+        adapter.save(folder / "adapter")
+        jobs[name] = (type(network.model).__name__, str(folder / "merged"))
+        if name == "mmdit-dora":
+            dora = (jobs[name][0], str(folder / "base"), str(folder / "adapter"))
+    return {"folded": jobs, "dora": dora}, {f"wanted/{name}": value for name, value in wanted.items()}
 
 
 CARDS = ("run", "own pipeline", "bare")
@@ -120,7 +171,8 @@ def found(tiny, make, tmp_path_factory):
         Settings(**flags, steps=8, lr=2e-2, init=tiny.pipeline, peft="lora", lora_rank=4, ema="none", out=root / "run"),
         True,
     )
-    jobs = {"run": str(run.folder), "base": tiny.pipeline, "models": transformers(make, root), "cards": cards(make, root)}
+    more, wanted = folded(root)
+    jobs = {**more, "run": str(run.folder), "base": tiny.pipeline, "models": transformers(make, root), "cards": cards(make, root)}
     (root / "jobs.json").write_text(json.dumps(jobs))
     env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_HOME": str(root / "hf")}
     env.pop("PYTHONPATH", None)
@@ -129,7 +181,16 @@ def found(tiny, make, tmp_path_factory):
         capture_output=True, text=True, env=env, cwd=root,
     )  # fmt: skip
     assert child.returncode == 0, child.stderr
-    return load_file(root / "out.safetensors")
+    return load_file(root / "out.safetensors") | wanted
+
+
+@pytest.mark.parametrize("name", FOLDED)
+def test_what_folds_is_an_ordinary_model(found, name):
+    assert torch.allclose(found[f"folded/{name}"], found[f"wanted/{name}"], atol=2e-5)
+
+
+def test_a_dora_is_read_by_diffusers_on_its_base(found):
+    assert torch.allclose(found["folded/loaded"], found["wanted/mmdit-dora"], atol=2e-5)
 
 
 @pytest.mark.parametrize("kind", ["", "dit/", "mmdit/"])

@@ -188,14 +188,15 @@ def test_a_checkpoint_is_exported_without_what_judged_it(tiny):
     [
         ({"loss_weight": "much"}, "--loss-weight is a number above 0, or auto"),
         ({"loss_weight": "0"}, "--loss-weight is a number above 0, or auto"),
-        ({"weight_part": 1.5}, "a share of 1.5 cannot be"),
+        ({"weight_part": 1.5}, "--weight-part 1.5: a share of 1.5 cannot be"),
         ({"layers": "0,mid"}, "--layers names layers"),
-        ({"layers": "0,7"}, "layers 0 .mid block. to 2"),
+        ({"layers": "0,7"}, "--layers 0,7: this decoder has the layers 0 .mid block. to 2"),
+        ({"decode_crop": 9}, "--decode-crop 9 is larger than the latents, which are 8 wide"),
         ({"loss": "self-perceptual"}, "say which with --init"),
         ({"loss": "reweight", "alone": True}, "--alone leaves out"),
         ({"loss": "none", "alone": True}, "--alone leaves it out"),
         ({"loss": "reweight", "max_level": None}, "give a level"),
-        ({"max_level": -1.0}, "above 0"),
+        ({"max_level": -1.0}, "--max-level is .* above 0"),
         ({"predict": "eps", "times": "uniform"}, "leave it away"),
         ({"predict": "eps", "gamma": 2.0}, "has no gamma"),
     ],
@@ -203,6 +204,57 @@ def test_a_checkpoint_is_exported_without_what_judged_it(tiny):
 def test_wrong_knobs_are_told(tiny, knobs, said):
     with pytest.raises(ValueError, match=said):
         TrainLpl(**knobs).build(context(tiny))
+
+
+@pytest.mark.parametrize(
+    ("knobs", "said"),
+    [
+        *(({"loss": loss, **flag}, f"--{name} belongs to --loss lpl, reweight; --loss {loss} does not read it")
+          for loss in ("none", "latent-lpips", "self-perceptual")
+          for name, flag in {
+              "layers": {"layers": "0"}, "layer-weights": {"layer_weights": "equal"}, "norm": {"norm": "target"},
+              "outliers": {"outliers": "none"}, "decode-crop": {"decode_crop": 4}, "decode-precision": {"decode_precision": "bf16"},
+              "decode-checkpointing": {"decode_checkpointing": True},
+          }.items()),
+        *(({"loss": "none", flag.replace("-", "_"): value}, f"--{flag} belongs to .*--loss none does not read it")
+          for flag, value in {"loss-weight": "1", "weight-rule": "variance", "weight-part": 0.3, "max-level": None}.items()),
+        ({"depth": 2}, "--depth belongs to --loss self-perceptual; --loss lpl does"),
+        ({"loss": "reweight", "latent_vgg": Path("x")}, "--latent-vgg belongs to --loss latent-lpips; --loss reweight does"),
+        ({"loss_weight": "2", "weight_part": 0.3}, "--weight-part says how .* and --loss-weight is 2"),
+        ({"alone": True, "weight_rule": "variance"}, "--weight-rule says how .* and --alone"),
+        ({"alone": True, "weight": "min-snr"}, "--weight and --gamma weigh .* --alone"),
+        ({"loss": "none", "alone": True}, "--loss none leaves"),
+        ({"loss": "reweight", "alone": True}, "--loss reweight weighs"),
+        ({"loss": "reweight", "max_level": None}, "give a level"),
+        ({"weight_part": 2.0}, "--weight-part 2.0: a share of 2 cannot be"),
+        ({"loss_weight": "-1"}, "--loss-weight is a number above 0"),
+        ({"layers": "mid"}, "--layers names layers"),
+        ({"decode_crop": 0}, "--decode-crop is .* 1 or more"),
+        ({"max_level": 0.0}, "--max-level is"),
+        ({"predict": "edm", "times": "uniform"}, "--times says how .*--predict is edm"),
+        ({"predict": "flow", "schedule": "cosine"}, "--schedule belongs to --predict eps"),
+        ({"gamma": 2.0}, "has no gamma"),
+    ],
+)  # fmt: skip
+def test_flags_alone_are_refused_where_they_are_given(knobs, said):
+    with pytest.raises(ValueError, match=said):
+        TrainLpl(**knobs)
+
+
+@pytest.mark.parametrize(
+    ("knobs", "said"),
+    [
+        ({"layers": "0,9"}, "--layers 0,9: this decoder has the layers 0 .mid block. to 2"),
+        ({"decode_crop": 9}, "--decode-crop 9 is larger than the latents, which are 8 wide"),
+        ({"loss": "self-perceptual"}, "say which with --init"),
+        ({"loss": "latent-lpips", "latent_vgg": Path("nowhere")}, "--latent-vgg nowhere does not exist"),
+        ({"timesteps": 10}, "--schedule and --timesteps belong to"),
+    ],
+)
+def test_what_needs_the_autoencoder_is_refused_before_latents_are_encoded(tiny, tmp_path, knobs, said):
+    with pytest.raises(ValueError, match=said):
+        train(TrainLpl(**knobs), settings(tiny, tmp_path / "run", cache=tmp_path / "cache"), quiet=True)
+    assert not (tmp_path / "cache").exists() and not (tmp_path / "run").exists()
 
 
 def test_images_are_refused_and_an_init_of_another_meaning(tiny):

@@ -10,6 +10,8 @@ from processes import FLAGS, lines
 
 import percepta.recipes as folder
 from percepta.formulation import LogitNormalTimes, LogNormalTimes, UniformTimes
+from percepta.networks import load_model
+from percepta.networks.latent_prior import load_prior
 from percepta.path import Cosine, LinearBeta, Rectified, VarianceExploding
 from percepta.recipes import recipes
 from percepta.training.job import train
@@ -17,7 +19,12 @@ from percepta.training.recipe import Context, Recipe
 from percepta.training.settings import Settings
 
 RECIPES = recipes()
-QUIET = {"autoencoder": {"perceptual": "none"}, "mmd": {"space": "pixels", "sampler_steps": 2}}  # their losses need weights
+QUIET = {  # their losses need weights
+    "autoencoder": {"perceptual": "none"},
+    "ladiffgan": {"source": "shapes:length=6", "latent_gan": "none", "denoising": "none", "channels": 8, "blocks": 1},
+    "mmd": {"space": "pixels", "sampler_steps": 2},
+    "sadm": {"space": "pixels", "sat_steps": 0},
+}
 
 
 POCKET = "unet-pocket"  # cascades are made of presets
@@ -27,13 +34,20 @@ def made(name, **knobs):
     return RECIPES[name](**{**QUIET.get(name, {}), **knobs})
 
 
+def knobs(name, tiny):
+    """What a recipe cannot do without."""
+    return {"own": tiny.vae, "other": tiny.vae} if name == "prior" else {}
+
+
 def settings(name, tiny, out, **changed):
     own = {
         "autoencoder": {"network": None},
         "casdm": {"network": POCKET},
         "dual": {"network": POCKET},
+        "ladiffgan": {"network": None, "data": Settings().data, "size": 16},
         "lpl": {"network": tiny.network, "vae": tiny.vae, "size": 16},
         "mmd": {"init": tiny.pipeline},
+        "prior": {"network": None},
     }
     start = own.get(name, {"network": tiny.network})
     return replace(RECIPES[name].default_settings(), **{**FLAGS, **start, "out": out, **changed})
@@ -42,7 +56,7 @@ def settings(name, tiny, out, **changed):
 def test_the_folder_is_listed():
     files = {p.stem for p in Path(folder.__file__).parent.glob("*.py")} - {"__init__"}
     assert set(RECIPES) == files
-    assert len(RECIPES) == 8
+    assert len(RECIPES) == 11
     assert list(RECIPES) == sorted(RECIPES)
 
 
@@ -59,7 +73,7 @@ def test_a_recipe_describes_itself(name):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_trains_previews_and_exports(name, tiny, tmp_path):
-    outcome = train(made(name), settings(name, tiny, tmp_path / "run", steps=3, sample_every=3), quiet=True)
+    outcome = train(made(name, **knobs(name, tiny)), settings(name, tiny, tmp_path / "run", steps=3, sample_every=3), quiet=True)
     assert outcome.finished
     found = lines(outcome.folder)
     assert [line["step"] for line in found] == [1, 2, 3]
@@ -69,6 +83,10 @@ def test_a_recipe_trains_previews_and_exports(name, tiny, tmp_path):
         model = AutoencoderKL.from_pretrained(outcome.model)
         with torch.no_grad():
             assert model.decode(model.encode(torch.zeros(1, 3, 8, 8)).latent_dist.mean).sample.shape == (1, 3, 8, 8)
+    elif name == "ladiffgan":
+        assert load_model(outcome.model).multiple == 4
+    elif name == "prior":
+        assert load_prior(outcome.model).own.latent_channels == 3
     else:
         pipeline = DiffusionPipeline.from_pretrained(outcome.model, trust_remote_code=name in ("casdm", "dual", "lpl"))
         assert type(pipeline.scheduler).__name__ in str(pipeline.config)

@@ -43,6 +43,15 @@ def test_what_is_drawn_where(make_run) -> None:
     assert line["x"] == list(range(2, 41, 2)) and line["y"][0] == 0.5
 
 
+def test_what_is_told_of_a_term_is_no_loss(make_run) -> None:
+    root = make_run()
+    told = {"denoising": 1.0, "structure/a": 0.5, "structure/a/drift": 0.1, "weight/structure/a": 2.0, "critic/structure/a": -0.5}
+    (root / "metrics.jsonl").write_text(json.dumps({"step": 1, **told}) + "\n")
+    groups = training_charts([read_run(root)])
+    assert list(by_title(groups["terms"])) == ["denoising", "structure/a", "critic/structure/a"]
+    assert list(by_title(groups["told"])) == ["structure/a/drift", "weight/structure/a"]
+
+
 def test_not_finite_values_are_gaps_that_are_counted(make_run) -> None:
     root = make_run()
     (root / "metrics.jsonl").write_text('{"step": 1, "a": NaN, "b": NaN}\n{"step": 2, "a": 3.0, "b": Infinity}\n')

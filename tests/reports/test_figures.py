@@ -4,9 +4,10 @@ import json
 
 import numpy as np
 import pytest
+from matplotlib import colormaps
 from PIL import Image
 
-from percepta.reports import Words, curve_plots, distribution_plot, heat_map, neighbour_panel, strip
+from percepta.reports import Words, curve_plots, distribution_plot, figures, heat_map, heat_maps, neighbour_panel, strip
 
 WORDS = Words("A title", "A caption", "What is seen")
 
@@ -47,14 +48,52 @@ def test_a_heat_map_and_a_distribution(tmp_path) -> None:
     assert pixels(path).std() > 5
 
 
+def test_heat_maps_share_one_scale(tmp_path) -> None:
+    out = pixels(heat_maps(tmp_path, "half", {"a": np.eye(3), "b": 2 * np.eye(3)}, WORDS)).astype(int)
+    tops = {}
+    for value in (0.5, 1.0):
+        colour = (np.array(colormaps["cividis"](value)[:3]) * 255).round()
+        tops[value] = (np.abs(out - colour).max(-1) <= 2).sum()
+    assert tops[0.5] > 5000 and tops[1.0] == pytest.approx(tops[0.5], rel=0.1), (
+        "the ones of the first map are half way up the scale"
+    )
+    for wrong in ({}, {"a": np.full((2, 2), np.nan)}):
+        with pytest.raises(ValueError, match="heat maps"):
+            heat_maps(tmp_path, "none", wrong, WORDS)
+
+
 def test_curves_are_drawn_in_plots_of_their_own(tmp_path) -> None:
     one = {1.0: (3.0, None), 2.0: (1.0, None), 3.0: (2.0, None)}
     plain = pixels(curve_plots(tmp_path, "c", {"FID": one}, WORDS, "guidance"))
-    marked = pixels(curve_plots(tmp_path, "c", {"FID": one}, WORDS, "guidance", {"FID": 2.0}))
+    marked = pixels(curve_plots(tmp_path, "c", {"FID": one}, WORDS, "guidance", {"FID": (2.0,)}))
     banded = pixels(curve_plots(tmp_path, "c", {"FID": {x: (y, 0.5) for x, (y, _) in one.items()}}, WORDS, "guidance"))
     assert (plain != 255).any(-1).sum() < min((marked != 255).any(-1).sum(), (banded != 255).any(-1).sum())
     five = pixels(curve_plots(tmp_path, "c", {f"metric {k}": one for k in range(5)}, WORDS, "guidance"))
     assert five.shape[0] > 1.5 * plain.shape[0] and five.shape[1] > 2 * plain.shape[1], "three beside each other, two below"
+
+
+@pytest.mark.parametrize("level", [12.345, 0.01234, 2345.6])
+def test_a_curve_that_hardly_moves_is_flat_and_its_axis_says_what_it_is(level, tmp_path, monkeypatch) -> None:
+    drawn, seen = figures._drawn, []
+
+    def spy(figure, *options):
+        picture = drawn(figure, *options)
+        (axes,) = figure.axes
+        low, high = axes.get_ylim()
+        labels = [
+            float(t.get_text().replace("\N{MINUS SIGN}", "-")) for t in axes.get_yticklabels() if low <= t.get_position()[1] <= high
+        ]
+        seen.append((axes.yaxis.get_offset_text().get_text(), labels, (high - low) / level))
+        return picture
+
+    monkeypatch.setattr(figures, "_drawn", spy)
+    for step in (1e-7, 1e-2):
+        curve_plots(tmp_path, "c", {"FID": {float(k): (level * (1 + step * k), None) for k in range(4)}}, WORDS, "guidance")
+    curve_plots(tmp_path, "c", {"FID": {1.0: (float("nan"), None)}}, WORDS, "guidance")
+    for offset, labels, _ in seen[:2]:
+        assert offset == "" and len(labels) > 1
+        assert all(abs(label / level - 1) < 0.1 for label in labels), "no differences to a number above the axis"
+    assert seen[0][2] == pytest.approx(0.002, rel=0.01) and 0.03 < seen[1][2] < 0.05
 
 
 @pytest.mark.parametrize(

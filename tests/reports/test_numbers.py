@@ -50,6 +50,8 @@ def test_no_best_of_one_of_equals_or_of_different_spaces(make_run) -> None:
     assert best(table(make_run, {"fid": 3.0}, {"kid": 2.0}), "FID") == [False, False]
     equal = read_runs([make_run("x", evaluated={"recall": 0.5}), make_run("y", evaluated={"recall": 0.5})])
     assert best(metric_table(equal), "Recall") == [False, False]
+    alike = read_runs([make_run("m", evaluated={"fid": 4.0001}), make_run("n", evaluated={"fid": 4.0002})])
+    assert best(metric_table(alike), "FID") == [False, False], "printed alike"
     other = {"value": 2.0, "space": "clip-embedding"}
     runs = read_runs([make_run("p", evaluated={"fid": 3.0}), make_run("q", evaluated={"fid": other})])
     assert best(metric_table(runs), "FID") == [False, False]

@@ -190,6 +190,18 @@ def test_a_guidance_sweep_is_a_table_with_its_plot(make_run, page_of) -> None:
     assert [image for image in page.all("img") if image.get("alt") == "2 curves"]
 
 
+def test_weights_that_are_printed_alike_are_best_together_or_not_at_all(make_run, page_of) -> None:
+    root = make_run("a")
+    (root / "evaluation").mkdir(exist_ok=True)
+    values = {"fid": (9.0, 4.0001, 4.0002), "kid": (0.100001, 0.100002, 0.100003)}
+    rows = [{"guidance": k + 1.0, "metrics": {name: {"value": v[k], "space": "x"} for name, v in values.items()}} for k in range(3)]
+    swept = {"sweep": rows, "best": {"fid": 2.0, "kid": 1.0}, "warnings": []}
+    (root / "evaluation" / "sweep.json").write_text(json.dumps(swept))
+    table = page_of(root).text.partition("Guidance sweep")[2]
+    found = re.findall(r"\b([123])\s+(\d\.\d+)\s*(best)?\s+(\d\.\d+)\s*(best)?", table)
+    assert found == [("1", "9.000", "", "0.1000", ""), ("2", "4.000", "best", "0.1000", ""), ("3", "4.000", "best", "0.1000", "")]
+
+
 def test_a_run_with_a_sweep_alone_is_told_where_its_numbers_are(make_run, page_of) -> None:
     root = make_run("a")
     (root / "evaluation").mkdir(exist_ok=True)

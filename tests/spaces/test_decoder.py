@@ -128,6 +128,14 @@ def test_bf16_is_near_and_float16_is_left():
         assert torch.equal(a, c)  # decoders overflow in float16
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_shapes_alone_are_decoded_too(precision: str):
+    with torch.device("meta"):
+        vae = made("kl")
+        shapes = [f.shape for f in Decoder(vae, precision=precision)(torch.empty(2, 4, 4, 4))]
+    assert shapes == [f.shape for f in Decoder(made("kl"))(latents(made("kl")))]
+
+
 def test_windows_cut_the_same_place_of_both():
     z = torch.arange(2 * 3 * 5 * 6).reshape(2, 3, 5, 6).float()
     one, other = windows((z, z + 1000), 2, torch.tensor([[0.0, 0.0], [0.999, 0.999]]))

@@ -224,6 +224,17 @@ def test_changed_held_out_images_are_refused_and_others_may_be_added(tmp_path):
     assert opened(root, two)["held_out"] == known
 
 
+def test_changed_targets_are_refused_and_others_may_be_added(tmp_path):
+    root, first = tmp_path / "studies", replace(AT, targets=("shapes:length=5",))
+    opened(root, first)
+    found = opened(root, replace(AT, targets=("cars=shapes:length=6",)))["targets"]
+    assert set(found) == {"shapes:length=5", "cars=shapes:length=6"}
+    assert found["cars=shapes:length=6"] == opened(root, replace(AT, targets=("shapes:length=6",)))["targets"]["shapes:length=6"]
+    (root / "studies.json").write_text((root / "studies.json").read_text().replace(found["shapes:length=5"], "other"))
+    with pytest.raises(ValueError, match="--target shapes:length=5 with the fingerprint"):
+        opened(root, first)
+
+
 def test_a_folder_that_is_older_than_what_is_kept_goes_on(tmp_path):
     (tmp_path / "unet").mkdir()
     (tmp_path / "unet" / "config.json").write_text("{}")

@@ -1,5 +1,6 @@
 """The studies by their plans: the matrix is whole, every command is one that the command line knows, the budget is the same for all rows."""
 
+import json
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from percepta.cli import main
 from percepta.cli.evaluate import Evaluate
 from percepta.cli.evaluate import _check as check_evaluate
 from percepta.cli.parse import Usage, parse
-from percepta.cli.probe import Flops, Probe
+from percepta.cli.probe import Affinity, Flops, Probe
 from percepta.cli.report import Report
 from percepta.cli.sample import Sample
 from percepta.cli.train import read
@@ -21,7 +22,7 @@ from percepta.probes import PROBES, Look
 from percepta.recipes import recipes
 from percepta.spaces.extractor import split_name
 from percepta.spaces.metrics import open_metric
-from percepta.studies import _casdm, _common, _mmd, _probes, mmd_table5, studies
+from percepta.studies import _casdm, _common, _mmd, _probes, _sadm, mmd_table5, sadm_table4, studies
 from percepta.studies.engine.plan import make_plan
 from percepta.studies.engine.running import Outcome
 from percepta.studies.engine.store import Store
@@ -34,11 +35,14 @@ SHAPE = {  # rows at pocket scale, at the paper's, columns
     "mmd-table9": (5, 5, 3), "mmd-fig4": (2, 2, 4), "mmd-fig5": (0, 0, 0),
     "casdm-table1": (9, 9, 5), "casdm-table2": (3, 3, 1), "casdm-table3": (7, 9, 2), "casdm-table4": (5, 5, 5), "casdm-table5": (3, 3, 2),
     "lpl-table5": (10, 11, 3), "lpl-table6": (4, 4, 1), "lpl-table7": (2, 2, 3), "lpl-fig14-18": (4, 4, 3), "lpl-fig19": (2, 2, 4), "lpl-fig20": (5, 5, 1),
+    "sadm-table2": (7, 7, 8), "sadm-table3": (7, 7, 3), "sadm-table4": (10, 10, 12), "sadm-table5": (13, 13, 4), "sadm-fig5": (3, 3, 12),
+    "sadm-fig6": (3, 3, 3), "sadm-ablation": (13, 14, 4),
     "lpl-table8": (10, 10, 4), "lpl-fig11": (3, 1, 21), "lpl-fig12": (3, 1, 4), "lpl-fig13": (3, 1, 16),
 }  # fmt: skip
 MMD = [name for name in SHAPE if name.startswith("mmd")]
 CASDM = [name for name in SHAPE if name.startswith("casdm")]
 LPL = ["lpl-table5", "lpl-table6", "lpl-table7", "lpl-fig14-18", "lpl-fig19", "lpl-fig20"]
+SADM = [name for name in SHAPE if name.startswith("sadm")]
 LOOKS = ["lpl-fig11", "lpl-fig12", "lpl-fig13"]  # at an autoencoder, which is given at the paper's scale
 
 
@@ -48,6 +52,7 @@ def all_weights(monkeypatch):
     monkeypatch.setattr(_mmd, "has_weights", lambda name: True)
     monkeypatch.setattr(_casdm, "has_weights", lambda name: True)
     monkeypatch.setattr(_probes, "has_weights", lambda name: True)
+    monkeypatch.setattr(_sadm, "has_weights", lambda name: True)
 
 
 # what a place says that has no number by intention
@@ -57,12 +62,20 @@ NOT_HERE = (
     "name an autoencoder",
     "nothing was trained",
     "this row is finetuned for 10",
+    "the likelihood is not computed",
+    "one size at this scale",
+    "the second space",
+    "no --target",
+    "an average is the paper's",
 )
 
 
 def plan_of(name, scale="pocket", seeds=2, **given):
     data = {} if scale == "pocket" else {"data": "./cifar10"}
-    data |= {"init": "./vae"} if scale == "paper" and name in (*LOOKS, *LPL) else {}
+    data |= {"init": "./vae"} if scale == "paper" and name in (*LOOKS, *LPL, "sadm-table2", "sadm-table4") else {}
+    data |= (
+        {"targets": tuple(f"{name}=./{name}" for name in sadm_table4.NAMES)} if scale == "paper" and name == "sadm-table4" else {}
+    )
     return make_plan(STUDIES[name], STUDIES[name].at(scale, **(data | given)), range(seeds))
 
 
@@ -118,6 +131,9 @@ def test_the_matrix_is_whole(name):
         ("lpl-table5", "LPL", (3.79, 9.6, None)),
         ("lpl-table6", "weighed as LPL would (equation 15)", (5.43,)),
         ("lpl-table7", "LPL", (3.84, None, None)),
+        ("sadm-table2", "SADM", (1.58, 298.46, 0.86, 0.66, 2.11, 251.82, 0.87, 0.63)),
+        ("sadm-table3", "SADM (35)", (2.28, 1.54, 1.47)),
+        ("sadm-table5", "+ structure adversarial training", (2.33, None, None, None)),
         ("lpl-table8", "plain", (63.389, None, 69.342, None)),
         ("lpl-table8", "LPL, all layers, 30.6% of samples: fits what is printed", (99.987, 1.577, 106.581, 1.537)),
     ],
@@ -156,7 +172,8 @@ def check_command(words):
     elif verb == "sample":
         assert parse(Sample, flags, "percepta sample").num >= 2
     elif verb == "probe":
-        cls, flags = (Flops, flags[1:]) if flags[0] == "flops" else (Probe, flags)
+        kinds = {"flops": Flops, "affinity": Affinity}
+        cls, flags = (kinds[flags[0]], flags[1:]) if flags[0] in kinds else (Probe, flags)
         assert parse(cls, flags, "percepta probe").json, "what it finds is read from its JSON"
     else:
         assert verb == "report" and parse(Report, flags, "percepta report").strips
@@ -276,9 +293,31 @@ def test_the_list_and_the_plan_on_the_command_line(capsys, tmp_path, monkeypatch
     listed = capsys.readouterr().out
     assert all(name in listed for name in SHAPE)
     assert main(["study", "mmd-fig5", "--plan", "--seeds", "1"]) == 0
-    lines = capsys.readouterr().out.splitlines()
+    told = capsys.readouterr()
+    lines = told.out.splitlines()
     assert all(line.startswith("percepta ") for line in lines) and len(lines) >= 4
+    assert f"Jobs: 0 done, {len(lines)} to do" in told.err
     assert not list(tmp_path.iterdir()), "a plan writes nothing"
+
+
+def test_a_plan_says_how_much_is_done(capsys, tmp_path):
+    plan, store = plan_of("mmd-table1", seeds=1), Store(tmp_path)
+    computed = [cell for cell in plan.cells if cell.readings]
+    store.work.mkdir()
+    finished = {job.key: job for job in computed[0].readings[0].job.chain()}
+    for job in finished.values():
+        store.finish(job, 1.0, {})
+    assert main(["study", "mmd-table1", "--plan", "--seeds", "1", "--out", str(tmp_path)]) == 0
+    told = capsys.readouterr()
+    alike = sum(all(job.key in finished for reading in cell.readings for job in reading.jobs) for cell in computed)
+    done = len(finished)
+    assert f"cells: {alike} done, {len(computed) - alike} to do" in told.err and 0 < alike < len(computed)
+    assert f"Jobs: {done} done, {len(plan.jobs) - done} to do" in told.err
+    assert len(told.out.splitlines()) == len(plan.jobs)
+    assert main(["study", "mmd-table1", "--plan", "--seeds", "1", "--out", str(tmp_path), "--json"]) == 0
+    told = capsys.readouterr()
+    record = json.loads(told.out)
+    assert (record["cells_done"], record["jobs_done"], record["jobs"]) == (alike, done, len(plan.jobs)) and not told.err
 
 
 @pytest.mark.parametrize("scale", ["pocket", "paper"])
@@ -395,3 +434,76 @@ def test_a_log_is_read_at_its_end(store):
     (store.folder(job) / "timing.jsonl").write_text('{"images_per_s": 1.0}\n{"images_per_s": 7.0}\n')
     outcome = Outcome(records={job.key: store.finish(job, 1.0, None)})
     assert value_of(Reading(job, "images_per_s", "timing.jsonl"), store, outcome)["value"] == 7.0  # pyright: ignore[reportArgumentType, reportCallIssue]
+
+
+def test_the_printed_averages_of_sadm_table_4_are_those_of_their_rows():
+    """So that a digit that was copied wrong is seen."""
+    rows = [row for row in STUDIES["sadm-table4"].rows if row.paper]
+    assert len(rows) == 8
+    for row in rows:
+        *eight, average = row.paper[3:]
+        assert sum(eight) / 8 == pytest.approx(average, abs=0.0064), row.label
+
+
+def flags_of(words, leave):
+    return {k: v for k, v in pairwise(words) if str(k).startswith("--") and k not in leave}
+
+
+@pytest.mark.parametrize("name", ["sadm-table2", "sadm-table3", "sadm-table5", "sadm-fig6", "sadm-ablation"])
+@pytest.mark.parametrize("scale", ["pocket", "paper"])
+def test_rows_of_sadm_see_as_many_images_and_differ_in_their_structure(name, scale):
+    own = {"--space", "--structure-weight", "--structure-share", "--times-per", "--relation", "--distance", "--seed", "--sat-steps", "--rounds", "--critic-lr",
+           "--steps", "--batch", "--conditional", "--size", "--preset"}  # fmt: skip
+    trained = [job for job in plan_of(name, scale).jobs if job.words[:2] == ("train", "sadm")]
+    starts = {job.words[job.words.index("--init") + 1].key for job in trained if "--init" in job.words and scale == "pocket"}
+    assert len(starts) <= (2 if name == "sadm-table3" else 1)  # with labels and without
+    jobs = [job for job in trained if job.key not in starts]
+    assert jobs and len({tuple(flags_of(job.words, {*own, "--init"}).items()) for job in jobs}) == 1
+    seen = set()
+    for job in jobs:
+        words = [word if isinstance(word, str) else "PATH" for word in job.words[2:]]
+        recipe, settings = (lambda recipe, settings: recipe.settled(settings))(*read(recipes()["sadm"], words))
+        seen.add(settings.steps * settings.batch)
+        assert recipe.rounds * (recipe.sg_steps + recipe.sat_steps) == settings.steps
+        assert (recipe.structure_weight != 0) == ("--space" in job.words)
+    whole = max(seen)
+    parts = {"sadm-fig6": (0.25, 0.5, 1)}.get(name, (1,))
+    assert all(min(abs(count / whole - part) for part in parts) < 0.01 for count in seen), seen
+
+
+def test_the_space_that_judges_sadm_is_none_that_it_was_trained_in():
+    for name in SADM:
+        for words in words_of(name):
+            if words[:2] == ["train", "sadm"] and "--space" in words:
+                seed, space = (words[words.index(flag) + 1] for flag in ("--seed", "--space"))
+                assert space != "domain" or seed != str(_common.JUDGE)
+
+
+def test_table_4_brings_one_model_to_each_target():
+    plan = plan_of("sadm-table4")
+    tuned = [job for job in plan.jobs if job.words[:2] == ("train", "sadm") and "--init" in job.words]
+    bases = {job.words[job.words.index("--init") + 1].key for job in tuned}
+    assert len(bases) == 1 and len(tuned) == 9 * 2 * 2
+    data = {job.words[job.words.index("--data") + 1] for job in tuned}
+    assert data == set(sadm_table4.TARGETS)
+    for job in plan.jobs:  # each is judged against its own target
+        if job.words[0] == "evaluate" and isinstance(job.words[1], Job):
+            trained = job.words[1].words[1]
+            assert job.words[2] == trained.words[trained.words.index("--data") + 1]
+    one = plan_of("sadm-table4", targets=("./flowers", "cars=./cars"))
+    why = {cell.column.label: cell.why for cell in one.rows[0] if not cell.readings}
+    assert set(why) == {"second target", *sadm_table4.NAMES, "average"} - {"cars"}
+    own = plan_of("sadm-table4", data="./mine")
+    assert all("--target" in cell.why or "average" in cell.why for cell in own.rows[0])
+
+
+def test_sadm_without_weights_trains_in_an_encoder_of_the_data(monkeypatch):
+    monkeypatch.setattr(_sadm, "has_weights", lambda name: False)
+    missing = {cell.row.label for cell in plan_of("sadm-ablation").cells if not cell.readings}
+    assert missing == {"Psi: AlexNet"}
+    assert all(cell.readings for cell in plan_of("sadm-table5").cells if cell.row.make is not None)
+    assert not any(
+        "weights of inception-logits" not in cell.why
+        for cell in plan_of("sadm-table2").cells
+        if cell.row.make and cell.column.place == "metrics.is" and cell.column.setting == 256
+    )

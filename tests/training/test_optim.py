@@ -181,6 +181,15 @@ def test_a_schedule_ends_at_its_final_share():
         assert schedule.lr_at(60) == pytest.approx(2.0 * (1 + 0.25) / 2)
 
 
+def test_late_linear_stays_for_the_first_half_and_falls_in_the_second():
+    """U-GAT-IT takes lr/(N/2) off in each step after the first half: 2/N of it is left for the last of N steps."""
+    schedule = Schedule(1e-4, "late-linear", total=100)
+    assert [schedule.lr_at(n) for n in (0, 1, 49, 50)] == [1e-4] * 4
+    assert [schedule.lr_at(n) for n in (51, 75, 99, 100, 500)] == pytest.approx([0.98e-4, 0.5e-4, 0.02e-4, 0, 0])
+    shifted = Schedule(2.0, "late-linear", warmup=10, total=110, final=0.25)
+    assert [shifted.lr_at(n) for n in (5, 10, 60, 85, 110, 500)] == pytest.approx([1, 2, 2, 1.25, 0.5, 0.5])
+
+
 @pytest.mark.parametrize(
     "bad",
     [
@@ -189,6 +198,7 @@ def test_a_schedule_ends_at_its_final_share():
         {"warmup": -1},
         {"kind": "cosine"},
         {"kind": "linear", "warmup": 5, "total": 5},
+        {"kind": "late-linear"},
         {"kind": "edm"},
         {"final": 2.0},
         {"reference": 0},

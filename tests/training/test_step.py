@@ -14,11 +14,11 @@ import percepta.training.step as step_module
 from percepta.estimate import Batch, Estimate
 from percepta.formulation import Denoiser, Formulation
 from percepta.networks import Autoencoder, adapt, load_model
-from percepta.objectives import AbstractPerBatch, Denoising, Term
+from percepta.objectives import AbstractPerBatch, Denoising, Term, TrainsCritic
 from percepta.path import LinearBeta
 from percepta.recipes import recipes
-from percepta.rng import rng_for
-from percepta.training.method import Method, Turn
+from percepta.rng import Rng, rng_for
+from percepta.training.method import Method, Pace, Turn
 from percepta.training.recipe import Context
 from percepta.training.settings import Settings
 from percepta.training.state import make_state
@@ -28,33 +28,44 @@ RECIPES = {**recipes(), "duel": Duel}
 KNOBS = {
     "autoencoder": {"perceptual": "none"},
     "duel": {"dropout": 0.0},
+    "ladiffgan": {"source": "shapes:length=6", "latent_gan": "none", "denoising": "none", "channels": 8, "blocks": 1},
     "lpl": {"loss_weight": "0.5"},
     "mmd": {"space": "pixels", "sampler_steps": 2},
+    "sadm": {"space": "pixels"},
 }
 CPU = torch.device("cpu")
 
 
 def make(name, tiny, rows=7, dtype=torch.float64, **changed):
     """A recipe's method in float64 with its state, settings, and a batch."""
-    images = torch.rand(rows, 3, 8, 8, generator=torch.Generator().manual_seed(3), dtype=dtype) * 2 - 1
+    side = 16 if name == "ladiffgan" else 8
+    images = torch.rand(rows, 3, side, side, generator=torch.Generator().manual_seed(3), dtype=dtype) * 2 - 1
     torch.manual_seed(0)
-    recipe = RECIPES[name](**KNOBS.get(name, {}))
-    context = Context(3, 8, network=tiny.network, examples=lambda: images.float(), micro_batch=changed.get("micro_batch"))
-    if name in ("autoencoder", "casdm", "dual"):  # the latter are made of presets
+    needed = {"own": tiny.vae, "other": tiny.vae} if name == "prior" else {}
+    recipe = RECIPES[name](**KNOBS.get(name, {}), **needed)
+    context = Context(3, side, network=tiny.network, examples=lambda: images.float(), micro_batch=changed.get("micro_batch"))
+    if name in ("autoencoder", "casdm", "dual", "prior"):  # the latter are made of presets
         context = replace(context, network=None)
     elif name == "mmd":
         init = Denoiser(adapt(load_model(tiny.network)), Formulation(LinearBeta(1000), "noise"))
         context = replace(context, network=None, init=init)
+    elif name == "ladiffgan":
+        context = replace(context, network=None, source_examples=context.examples)
     elif name == "lpl":
         context = replace(context, vae=Autoencoder(small_autoencoder()).to(dtype))
     method = recipe.build(context)
-    if name in ("casdm", "dual"):  # their last layers begin at zero, and let no gradient through
+    if name in ("casdm", "dual", "prior"):  # their last layers begin at zero, and let no gradient through
         for p in method.model.parameters():
             p.data += 0.05 * torch.randn(p.shape)
     for player in method.players.values():
         player.to(dtype).train()
     settings = Settings(**{"batch": rows, "clip": None, "steps": 10, "lr": 1e-3, **changed})
-    return method, make_state(method, settings, CPU), settings, Batch(images)
+    return (
+        method,
+        make_state(method, settings, CPU),
+        settings,
+        Batch(images, source=images.flip(-1) if name == "ladiffgan" else None),
+    )
 
 
 def gradients(state):
@@ -85,7 +96,7 @@ def test_micro_batches_give_the_gradient_and_the_logs_of_the_whole_batch(name, t
         method, state, settings, batch = make(name, tiny, micro_batch=size)
         report = take_step(method, state, settings, batch, rng_for(0, 0, 7))
         # an autoencoder's latents and images are float32 whatever its weights are (networks/autoencoders.py)
-        assert gap(expected, gradients(state)) <= (1e-6 if name == "autoencoder" else 1e-12), size
+        assert gap(expected, gradients(state)) <= {"autoencoder": 1e-6, "prior": 1e-5}.get(name, 1e-12), size
         assert report.losses == pytest.approx(whole.losses, rel=1e-6)
         assert report.norms == pytest.approx(whole.norms, rel=1e-6)
 
@@ -285,3 +296,66 @@ def test_turns_hand_their_scale_to_a_backward_of_their_own(tiny):
     take_step(own, state, settings, batch, rng_for(0, 0, 4))
     assert scales == [0.75, 0.25]
     assert gap(gradients(plain_state), gradients(state)) == 0
+
+
+class Watched(AbstractPerBatch, TrainsCritic):
+    """Tells how far its critic has come, which may be one step at most; it moves in every other step."""
+
+    limits, advice = {"far": 1.5}, "go more slowly"
+
+    def __init__(self) -> None:
+        self.critic = nn.Linear(1, 1, bias=False).double()
+        self.told = {}
+        nn.init.zeros_(self.critic.weight)
+
+    def moves(self, step: int) -> bool:
+        return step % 2 == 1
+
+    def __call__(self, est: Estimate) -> torch.Tensor:
+        self.told = {"far": self.critic.weight.detach().abs().sum()}
+        return est.x0_hat.square().mean()
+
+    def critic_loss(self, est: Estimate, rng: Rng) -> torch.Tensor:
+        return -self.critic.weight.sum()
+
+
+def test_a_critic_moves_in_its_steps_at_its_pace_and_stops_at_its_limit(tiny):
+    """What it tells is of a critic that has moved; beyond its limit the model does not follow it."""
+    method, _, settings, batch = make("ddpm", tiny, rows=4, lr=1e-3, warmup=0)
+    method = Method(
+        method.model,
+        method.estimate,
+        [*method.terms, Term("watched", Watched(), 0.1)],
+        method.product,
+        paces={"watched": Pace(1.0, None)},
+    )
+    state, seen = make_state(method, settings, CPU), []
+    for step in range(5):
+        before = [p.detach().clone() for p in state.players["model"].params]
+        report = take_step(method, state, settings, batch, rng_for(0, 4 * step, 4, step))
+        moved = any(not torch.equal(a, b) for a, b in zip(before, state.players["model"].params, strict=True))
+        seen.append(("critic/watched" in report.losses, round(report.losses["watched/far"], 3), moved, report.beyond))
+        state.step += 1
+    said = "watched/far is 2, above 1.5: go more slowly"
+    assert seen == [
+        (False, 0, True, None),
+        (True, 1, True, None),
+        (False, 1, True, None),
+        (True, 2, False, said),
+        (False, 2, False, said),
+    ]
+
+
+def test_a_critic_is_clipped_by_its_own_pace(tiny):
+    method, _, settings, batch = make("duel", tiny, rows=4, clip=1e-2)
+    method.paces = {"fooled": Pace(1e-3, 1e-4)}
+    state = make_state(method, settings, CPU)
+    report = take_step(method, state, settings, batch, rng_for(0, 0, 4))
+    given = {
+        name: torch.cat([g.reshape(-1) for (n, _), g in gradients(state).items() if n == name]).norm() for name in state.players
+    }
+    assert float(given["fooled"]) == pytest.approx(1e-4, rel=1e-3) and float(given["model"]) == pytest.approx(1e-2, rel=1e-3)
+    assert report.norms["fooled"] > 1e-3
+    for lr, clip in ((0.0, 1.0), (1.0, 0.0)):
+        with pytest.raises(ValueError, match="are above 0"):
+            Pace(lr, clip)

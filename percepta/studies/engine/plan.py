@@ -1,6 +1,6 @@
 """From a study to its jobs: every cell with its reading per seed, or the reason why it has none."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,24 @@ class Cell:
     readings: tuple[Reading, ...] = ()
     why: str = ""
     paper: float | None = None
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How far a study is. `cells_without` have no number at this scale; a cell is done when all its readings are."""
+
+    cells_done: int
+    cells_to_do: int
+    cells_without: int
+    jobs_done: int
+    jobs: int
+
+    def told(self) -> str:
+        without = f"; {self.cells_without} have no number here" if self.cells_without else ""
+        return (
+            f"cells: {self.cells_done} done, {self.cells_to_do} to do{without}. Jobs: {self.jobs_done} done, "
+            f"{self.jobs - self.jobs_done} to do"
+        )
 
 
 @dataclass(frozen=True)
@@ -39,6 +57,12 @@ class Plan:
         wanted = [job for cell in by_column for reading in cell.readings for job in reading.jobs]
         wanted += [figure.job for figure in self.figures if figure.job is not None]
         return in_order(wanted)
+
+    def counts(self, is_done: Callable[[Job], bool]) -> "Counts":
+        computed = [cell for cell in self.cells if cell.readings]
+        done = sum(all(is_done(job) for reading in cell.readings for job in reading.jobs) for cell in computed)
+        nowhere = sum(not cell.readings and cell.row.make is not None for cell in self.cells)
+        return Counts(done, len(computed) - done, nowhere, sum(map(is_done, self.jobs)), len(self.jobs))
 
     def budget(self) -> list[tuple[str, str]]:
         return [*self.study.facts(self.at), ("Seeds", ", ".join(map(str, self.seeds)))]

@@ -28,7 +28,8 @@ SPOKEN = {  # the rest are flags
     "fingerprint": "images with the fingerprint",
     "weights": "weights behind --init with the sha256",
 }
-HELD = "held_out"  # the fingerprints of all --held-out sets that were used here, by name: a study may add one
+# the fingerprints of all sets of these flags that were used here, by name: a study may add one
+ADDED = {"held_out": "--held-out", "targets": "--target"}
 
 
 class Store:
@@ -116,8 +117,15 @@ def identity(at: At) -> dict[str, Any]:
     return {
         "percepta": __version__, "scale": at.scale, "data": at.data, "size": at.size, "init": at.init,
         "fingerprint": open_source(at.data, at.size).fingerprint, "weights": at.init and weights_behind(Path(at.init)),
-        HELD: {at.held_out: open_source(at.held_out, at.size).fingerprint} if at.held_out else {},
+        **{key: {name: open_source(data_of(name), at.size).fingerprint for name in found}
+           for key, found in (("held_out", (at.held_out,) if at.held_out else ()), ("targets", at.targets))},
     }  # fmt: skip
+
+
+def data_of(target: str) -> str:
+    """Behind NAME=, where a set of images was given with one."""
+    name, sign, data = target.partition("=")
+    return data if sign and name.isalnum() else target
 
 
 def weights_behind(init: Path) -> str:
@@ -150,17 +158,20 @@ def check_identity(root: Path, now: dict[str, Any]) -> dict[str, Any]:
     changed = [
         f"{SPOKEN.get(key, f'--{key}')} {_short(was.get(key))} (now {_short(value)})"
         for key, value in now.items()
-        if key != HELD and was.get(key) != value and (key in was or key != "weights")  # a folder may be older than that it is kept
+        if key not in ADDED
+        and was.get(key) != value
+        and (key in was or key != "weights")  # a folder may be older than that it is kept
     ]
-    held = was.get(HELD, {})
+    held = {key: was.get(key, {}) for key in ADDED}
     changed += [
-        f"--held-out {name} with the fingerprint {_short(held[name])} (now {_short(value)})"
-        for name, value in now[HELD].items()
-        if held.get(name, value) != value
+        f"{flag} {name} with the fingerprint {_short(held[key][name])} (now {_short(value)})"
+        for key, flag in ADDED.items()
+        for name, value in now[key].items()
+        if held[key].get(name, value) != value
     ]
     if changed:
         raise ValueError(f"{root} holds studies with {', '.join(changed)}: go on as they were begun, or give another --out")
-    return {**now, HELD: held | now[HELD]}
+    return {**now, **{key: held[key] | now[key] for key in ADDED}}
 
 
 def _short(value: Any) -> str:

@@ -79,6 +79,7 @@ class At:
     size: int
     init: str | None = None
     held_out: str | None = None
+    targets: tuple[str, ...] = ()  # other images, to which a model is brought
 
 
 Images = Job | str
@@ -133,8 +134,9 @@ class Study:
         return [row for row in self.rows if row.make is None or scale in row.scales]
 
     def at(
-        self, scale: str, *, data: str | None = None, size: int | None = None, init: str | None = None, held_out: str | None = None
-    ) -> At:
+        self, scale: str, *, data: str | None = None, size: int | None = None, init: str | None = None, held_out: str | None = None,
+        targets: tuple[str, ...] = (),
+    ) -> At:  # fmt: skip
         """Where it is run; ValueError where the scale needs what was not given."""
         if scale not in SCALES:
             raise ValueError(f"--scale is {' or '.join(SCALES)}, got {scale!r}")
@@ -144,7 +146,7 @@ class Study:
         if data is None and own is not None:
             data, held_out = own[0], held_out or own[1]
         assert data is not None
-        return At(scale, self.sizes[scale], data, size or self.sizes[scale].size, init, held_out)
+        return At(scale, self.sizes[scale], data, size or self.sizes[scale].size, init, held_out, targets)
 
 
 @dataclass(frozen=True)
