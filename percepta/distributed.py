@@ -43,11 +43,6 @@ def launched() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
-def launched_first() -> bool:
-    """Whether this process is, or is going to be, rank 0."""
-    return os.environ.get("RANK", "0") == "0"
-
-
 @contextmanager
 def joined(device_type: str = "cpu", timeout_s: float = 600.0) -> Iterator[World]:
     """Join the process group for the time of the context; a collective that waits longer than `timeout_s` fails with its rank's name.

@@ -9,8 +9,6 @@ their own. The paper's probabilities are proportional to t, its code's to t - 1,
 each image draws for itself. The published critic's logits are around 0; those of least squares are around 1/2.
 """
 
-from typing import Protocol, runtime_checkable
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -21,14 +19,9 @@ from percepta.estimate import Estimate
 from percepta.formulation import expand
 from percepta.objectives.adversarial import Adversarial, tap
 from percepta.objectives.prior import own_numbers
+from percepta.objectives.term import Settles
 from percepta.path import LinearBeta, Times
 from percepta.rng import Rng
-
-
-@runtime_checkable
-class Settles(Protocol):
-    def settle(self) -> None: ...
-
 
 EVERY = 4  # steps between two looks at r_d
 TARGET = 0.6

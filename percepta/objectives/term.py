@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -42,6 +42,13 @@ class AbstractPerBatch(AbstractObjective):
 
     @abstractmethod
     def __call__(self, est: Estimate) -> Float[Tensor, ""]: ...
+
+
+@runtime_checkable
+class Settles(Protocol):
+    """A player's module that has something to do after each of its moves: weights back into their bounds, a power iteration."""
+
+    def settle(self) -> None: ...
 
 
 class TrainsCritic(ABC):

@@ -11,13 +11,11 @@ from typing import Literal
 from percepta.formulation import Denoiser, Formulation
 from percepta.networks import Cascade, Network
 from percepta.objectives.weights import weight_named
-from percepta.path import AbstractDiscretePath, Cosine, LinearBeta
-from percepta.training.knobs import WithMetric
+from percepta.path import AbstractDiscretePath
+from percepta.training.knobs import OUTPUT, PATHS, WithMetric
 from percepta.training.method import Method
 from percepta.training.recipe import Context, denoising_method
 
-OUTPUT = {"eps": "noise", "x0": "clean", "v": "velocity"}
-PATHS = {"linear": LinearBeta, "cosine": Cosine}
 SCALE = 1000  # of the times that improved-diffusion's networks read
 
 
@@ -64,7 +62,7 @@ class Ddpm(WithMetric):
             raise ValueError(
                 "--init is a model of casdm or dual, of which this recipe would train the mixture alone: use their recipe"
             )
-        if was.output not in OUTPUT.values():
+        if was.output in ("flow", "edm"):
             raise ValueError(f"--init predicts {was.output!r}: train it with the recipe flow or edm")
         if any(wrong.values()):
             raise ValueError(

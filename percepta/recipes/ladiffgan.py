@@ -131,7 +131,7 @@ class TrainLadiffgan(Recipe):
     autoencoder_b: Path | None = None
     """The same of B."""
     prior_a: Path | None = None
-    """A trained diffusion model of A: a run of the recipe prior, or of ddpm for --latent-gan B. Default: trained, and found again."""
+    """A trained diffusion model of A, told latents of B: a run of the recipe prior. Default: trained, and found again."""
     prior_b: Path | None = None
     """The same of B."""
     features_a: Path | None = None
@@ -211,7 +211,8 @@ class TrainLadiffgan(Recipe):
 
     def prepared(self, settings: Settings, trained: Trained) -> Recipe:
         """Autoencoders, then what diffuses in their latents."""
-        if not (self.matches or self.denoises):
+        told = self.prior_a is not None and self.prior_b is not None  # a prior brings its autoencoders along
+        if not self.matches and (told or not self.denoises):
             return self
         of = {"a": replace(settings, data=self.source), "b": settings}
         found: dict[str, Path] = {}

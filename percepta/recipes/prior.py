@@ -22,17 +22,15 @@ from percepta.images import to_uint8
 from percepta.networks import Autoencoder, Network, adapt, build, load_autoencoder, load_model, outline_autoencoder
 from percepta.networks.latent_prior import GIVEN, Conditioned, save_prior
 from percepta.objectives import Denoising, Term, weight_named
-from percepta.path import Cosine, LinearBeta
 from percepta.rng import Rng, rng_for
 from percepta.samplers import Drawn, check_sampler, sample_images
 from percepta.training.data import vae_folder
+from percepta.training.knobs import OUTPUT, PATHS
 from percepta.training.method import Method
 from percepta.training.product import Check, Readable, eval_steps, weights_of
 from percepta.training.recipe import Context, Recipe
 from percepta.training.settings import Settings
 
-OUTPUT = {"eps": "noise", "x0": "clean", "v": "velocity"}
-PATHS = {"linear": LinearBeta, "cosine": Cosine}
 TOGETHER = 16  # images that are encoded or drawn at a time
 
 

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from percepta.discrepancies.affinity import Distance, Relation
 from percepta.estimate import Denoise
 from percepta.objectives import AdversarialStructure, Rounds, Structure, Structures, Term
-from percepta.objectives.rows import MEMORY, Clamp
+from percepta.objectives.rows import Clamp
 from percepta.spaces.extractor import split_name
 from percepta.spaces.opening import open_space, weighted
 from percepta.spaces.space import enlarging
@@ -198,8 +198,11 @@ class TrainSadm(AnyFormulation, WithAugment):
         domain = context.domain() if split_name(name)[0] == "domain" and context.domain is not None else None
         space = enlarging(open_space(name, domain), context.size * (1 if context.vae is None else context.vae.factor))
         how, chunk = Structures(self.relation, self.distance, self.eta_max), context.micro_batch or MICRO
-        if not self.sat_steps:
-            memory = 0 if self.augment else MEMORY  # an image that was altered does not come again
-            return Structure(space, how, chunk, self.clamp, context.vae, memory)
-        rounds = Rounds(self.sg_steps or 0, self.sat_steps)
-        return AdversarialStructure(space, how, chunk, self.clamp, context.vae, rounds, self.critic_anchor, self.critic_drift)
+        if self.sat_steps:
+            rounds = Rounds(self.sg_steps or 0, self.sat_steps)
+            judge = AdversarialStructure(space, how, chunk, self.clamp, context.vae, rounds, self.critic_anchor, self.critic_drift)
+        else:
+            judge = Structure(space, how, chunk, self.clamp, context.vae)
+        if self.augment:  # an image that was altered does not come again
+            judge.rows.known = None
+        return judge

@@ -8,13 +8,13 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
-from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from percepta import distributed
 from percepta.estimate import Batch
+from percepta.objectives.term import Settles
 from percepta.rng import Rng, mix, seed_torch
 from percepta.training.method import Method, Turn
 from percepta.training.optim import clip_gradients, set_lr
@@ -22,13 +22,6 @@ from percepta.training.precision import CUDA_GRAPHS, autocast
 from percepta.training.settings import Settings
 from percepta.training.shares import Shares
 from percepta.training.state import Player, State
-
-
-@runtime_checkable
-class Settles(Protocol):
-    """A module with weights in bounds, into which it brings them back after each of its moves."""
-
-    def settle(self) -> None: ...
 
 
 @dataclass(frozen=True)

@@ -306,3 +306,18 @@ def test_weights_and_widths_are_the_published(phases):
     shares = {term.name: term.share for term in shared.terms if term.share}
     assert shares == {"latent-gan/a": 0.1, "latent-gan/b": 0.1, "denoising/b": 0.05, "denoising/a": 0.05}
     assert [TrainLadiffgan()._width(size) for size in (16, 32, 64, 128, 256)] == [8, 16, 32, 64, 64]
+
+
+def test_priors_that_are_given_need_no_autoencoders_but_for_latents_that_are_compared(tmp_path):
+    asked = []
+
+    def trained(name, recipe, settings):
+        asked.append(name)
+        return tmp_path / name
+
+    given = {"prior_a": tmp_path / "a", "prior_b": tmp_path / "b"}
+    kind = recipes()["ladiffgan"]
+    for knobs, names in (({"latent_gan": "none"}, []), ({}, ["autoencoder of A", "autoencoder of B"])):
+        recipe, settings = kind(source="shapes:length=8", **given, **knobs).settled(replace(kind.default_settings(), size=16))
+        after = recipe.prepared(settings, trained)
+        assert asked == names and after.prior_a == given["prior_a"]
