@@ -82,6 +82,8 @@ class Estimate:
     rng: Rng | None = None
     _real: dict[Space, Features] = field(default_factory=dict, repr=False)
     _fake: dict[Space, Features] = field(default_factory=dict, repr=False)
+    _encoded: dict[tuple["Encoder", str], Tensor] = field(default_factory=dict, repr=False)
+    _whole: "Estimate | None" = field(default=None, repr=False)  # of a detached one: where its maker can still be reached
 
     def __len__(self) -> int:
         return len(self.x0_hat)
@@ -116,6 +118,16 @@ class Estimate:
             real = space.features(self.x0, self._real)
         return real, space.features(self.x0_hat, self._fake)
 
+    def encoded(self, encoder: "Encoder", name: str) -> Tensor:
+        """The mean latents of x0, x0_hat or a tap by a frozen encoder, computed once, whichever term or turn asks first; for a critic without gradient."""
+        if self._whole is not None:
+            return self._whole.encoded(encoder, name).detach()
+        if (encoder, name) not in self._encoded:
+            images = {"x0": self.x0, "x0_hat": self.x0_hat}[name] if name in ("x0", "x0_hat") else self.taps[name]
+            with torch.set_grad_enabled(images.requires_grad):  # whoever asks later may need the way to the maker
+                self._encoded[encoder, name] = encoder.encode(images)[0]
+        return self._encoded[encoder, name]
+
     def select(self, keep: Tensor) -> "Estimate":
         """The rows where `keep` holds. Choose before features are read: what a gate drops is then never computed."""
         rows = keep.nonzero()[:, 0]
@@ -131,7 +143,8 @@ class Estimate:
     def detach(self) -> "Estimate":
         """No gradient to the maker; features that were computed stay, so that a critic's turn runs no backbone again."""
         fake = {space: tuple(f.detach() for f in features) for space, features in self._fake.items()}
-        return replace(self, x0_hat=self.x0_hat.detach(), taps={k: v.detach() for k, v in self.taps.items()}, _fake=fake)
+        taps, whole = {k: v.detach() for k, v in self.taps.items()}, self._whole or self
+        return replace(self, x0_hat=self.x0_hat.detach(), taps=taps, _fake=fake, _encoded={}, _whole=whole)
 
 
 Estimator = Callable[[Batch, Rng], Estimate]

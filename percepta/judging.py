@@ -16,6 +16,7 @@ from percepta.evaluation.sets import ImageSet, open_side, short_hash
 from percepta.sampling import PROTOCOL, Drawing, Job, reads_text, write
 from percepta.spaces.extractor import split_name
 from percepta.training.folder import write_json
+from percepta.translating.judging import Asked, is_translator, judge_translator
 
 DRAWN = 50_000  # images, unless asked otherwise
 READING = ("size", "crop", "on_bad")  # the options that say how a side is opened
@@ -33,17 +34,29 @@ def is_generator(given: object) -> bool:
 
 def evaluate(
     generated: Given,
-    real: Given,
+    real: Given | None = None,
     job: Job | None = None,
     samples: Path | None = None,
     note: Callable[[str], None] = lambda text: None,
     check: Callable[[], None] = lambda: None,
+    source: str | Path | None = None,
     **options: Any,
 ) -> Evaluation:
     """evaluation/evaluate.py's `evaluate`, where `generated` may be a run or a pipeline folder: `job` then says how it is drawn, `samples` where to.
 
     Drawn images stay in a folder named by what made them, below the run: an interrupted drawing goes on, a repeated one is not done again.
+    A translator is judged in both directions, on its own test sets, or on `source` (images of A) and `real` (of B); `samples`: where some
+    translations are shown.
     """
+    if is_translator(generated):
+        assert isinstance(generated, (str, Path))
+        return _translator(Path(generated), real, source, samples, {**options, "note": note, "check": check})
+    if source is not None:
+        raise ValueError(f"{generated} translates nothing: images of A (source) are for a run of the recipe ladiffgan")
+    if real is None:
+        raise ValueError(
+            f"{generated} is judged against images that it should look like: say which; only a translator has test sets of its own"
+        )
     real = checked(real, options, job if is_generator(generated) else None)
     known: dict[str, Any] = {}
     trained: Sequence[str] = options.pop("trained_against", ())
@@ -63,6 +76,21 @@ def evaluate(
     if known and SPACES not in known and not Path(str(known["source"])).is_dir():
         found.warnings.append(f"drawn from {known['source']}, which is not here: what that was trained against is not known")
     return found
+
+
+def _translator(
+    model: Path, real: Given | None, source: str | Path | None, figures: Path | None, options: dict[str, Any]
+) -> Evaluation:
+    """`size`, `crop`, `on_bad`, `num`, `seed` and `device` say what is translated, and how; the others, what is computed."""
+    for name, given in (("real", real), ("source", source)):
+        if given is not None and not isinstance(given, (str, Path)):
+            raise ValueError(f"{name} of a translator is named as --data is, a folder or a set, got {type(given).__name__}")
+    own = {name: options.pop(name) for name in ("size", "crop", "on_bad", "num") if name in options}
+    own |= {name: options.pop(name) for name in ("seed", "device") if name in options}
+    a, b = (None if given is None else str(given) for given in (source, real))
+    trained = (*options.pop("trained_against", ()), *trained_against(model))
+    asked = Asked(model=model, source=a, target=b, **own)
+    return judge_translator(asked, figures, trained_against=tuple(dict.fromkeys(trained)), **options)
 
 
 def told(job: Job, real: Given) -> Job:

@@ -163,8 +163,8 @@ class Rollout:
         params = [p for p in self.denoiser.parameters() if p.requires_grad]
         grads: list[Tensor | None] = [grad]
         for i in reversed(range(len(states))):
-            wanted = i > 0  # nobody asks for the gradient of x_T
-            leaves = [x.detach().requires_grad_(wanted) for x in (states[i].x, *states[i].memory)]
+            wanted = i > 0  # nobody asks for the gradient of x_T, but a compiled network has a graph for either kind of leaf
+            leaves = [x.detach().requires_grad_() for x in (states[i].x, *states[i].memory)]
             with torch.enable_grad(), precision():
                 after = self._run(part, i, State(leaves[0], tuple(leaves[1:])))
             # nothing reads what the last step remembers

@@ -15,7 +15,7 @@ from percepta.evaluation.evaluate import Evaluation, Given
 from percepta.evaluation.sweep import Sweep, decisive, from_json
 from percepta.judging import DRAWN, checked, evaluate, is_generator, save, told
 from percepta.reports.figures import Words, curve_plots
-from percepta.reports.numbers import spoken
+from percepta.reports.names import spoken
 from percepta.sampling import Drawing, Job
 from percepta.training.folder import write_json
 

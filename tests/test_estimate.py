@@ -83,6 +83,36 @@ def test_detach_keeps_features_and_cuts_their_graph():
     assert fake[0].requires_grad
 
 
+class Doubling:
+    """An encoder that counts."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def encode(self, x):
+        self.calls += 1
+        return x * 2, torch.zeros_like(x)
+
+
+def test_latents_are_made_once_for_a_critic_and_for_the_maker_whoever_asks_first():
+    coder, tapped = Doubling(), torch.randn(4, 3, 8, 8, requires_grad=True)
+    for first in ("critic", "maker"):
+        coder.calls, est = 0, estimate(taps={"fake": tapped})
+        cut = est.detach().detach()
+        sides = [cut, est] if first == "critic" else [est, cut]
+        for name in ("x0", "x0_hat", "fake"):
+            with torch.set_grad_enabled(first == "maker"):
+                sides[0].encoded(coder, name)
+            of_maker, of_critic = est.encoded(coder, name), cut.encoded(coder, name)
+            assert torch.equal(of_maker, of_critic) and not of_critic.requires_grad
+            assert of_maker.requires_grad == (name != "x0"), (first, name)
+        assert coder.calls == 3
+    assert torch.autograd.grad(est.encoded(coder, "fake").sum(), tapped)[0].eq(2).all()
+    assert torch.equal(est.encoded(Doubling(), "fake"), 2 * tapped) and coder.calls == 3, "another encoder has its own"
+    chosen = est.select(torch.tensor([True, False, True, False]))
+    assert torch.equal(chosen.encoded(coder, "fake"), 2 * tapped[[0, 2]]), "rows that are chosen are encoded anew"
+
+
 def test_select_takes_the_rows_of_everything():
     given = noised()
     est = estimate(cond=torch.arange(4), taps={"output": torch.arange(4.0)}, **given)

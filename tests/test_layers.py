@@ -19,46 +19,60 @@ PACKAGE = ROOT / "percepta"
 # From the ground up: a room imports itself and rooms that stand above it in this table, and of these only the ones named.
 ROOMS: dict[str, tuple[str, ...]] = {
     "_version": (),
+    "absent": (),
     "rng": (),
     "path": (),
     "images": (),
     "memory": (),
     "weights": (),
     "distributed": (),
-    "reports": ("_version",),  # reads run folders only
+    "reports": ("_version", "absent"),  # reads run folders only
     "formulation": ("rng", "path"),
     "discrepancies": (),
     "spaces": ("weights", "discrepancies"),
     "estimate": ("rng", "path", "formulation", "spaces"),
     "samplers": ("rng", "path", "formulation", "estimate"),
     "rollout": ("rng", "path", "distributed", "formulation", "estimate", "samplers"),
-    "networks": ("rng", "path", "formulation", "estimate"),
+    "networks": ("absent", "rng", "path", "formulation", "estimate"),
     "peft": ("networks",),
-    "data": ("rng", "estimate"),
-    "evaluation": ("_version", "weights", "distributed", "discrepancies", "spaces", "data"),
+    "data": ("absent", "rng", "estimate"),
+    "evaluation": ("_version", "images", "weights", "distributed", "discrepancies", "spaces", "data"),
     "objectives": ("rng", "path", "distributed", "discrepancies", "formulation", "spaces", "estimate", "networks"),
-    "interop": ("_version", "path", "weights", "formulation", "samplers", "networks", "peft"),
+    "interop": ("_version", "absent", "path", "weights", "formulation", "samplers", "networks", "peft"),
     "training": (
-        "_version", "rng", "path", "images", "weights", "distributed", "formulation", "spaces", "estimate", "samplers", "networks",
+        "_version", "absent", "rng", "path", "images", "weights", "distributed", "formulation", "spaces", "estimate", "samplers", "networks",
         "peft", "data", "evaluation", "objectives", "interop", "rollout",
     ),
-    "recipes": ("rng", "path", "images", "discrepancies", "data", "formulation", "spaces", "rollout", "estimate", "samplers", "networks", "objectives", "training"),
+    "recipes": ("absent", "rng", "path", "images", "discrepancies", "data", "formulation", "spaces", "rollout", "estimate", "samplers", "networks", "objectives", "training"),
     "sampling": (
         "_version", "rng", "path", "images", "distributed", "formulation", "networks", "samplers", "evaluation", "interop", "training",
     ),
-    "translating": ("_version", "images", "data", "networks", "interop", "training", "sampling"),
-    "judging": ("distributed", "evaluation", "spaces", "reports", "training", "sampling"),
+    "translating": ("_version", "absent", "images", "distributed", "data", "networks", "evaluation", "reports", "interop", "training", "sampling"),
+    "judging": ("distributed", "evaluation", "spaces", "reports", "training", "sampling", "translating"),
     "sweeping": ("distributed", "evaluation", "reports", "training", "sampling", "judging"),
-    "probes": ("rng", "path", "images", "discrepancies", "formulation", "spaces", "networks", "data", "reports"),
+    "probes": ("absent", "rng", "path", "images", "discrepancies", "formulation", "spaces", "networks", "data", "reports"),
     "studies": ("_version", "weights", "spaces", "data", "reports", "training"),
-    "cli": ("_version", "path", "images", "memory", "distributed", "spaces", "evaluation", "judging", "sweeping", "weights", "formulation", "networks", "data", "interop", "training", "recipes", "sampling", "translating", "reports", "probes", "studies"),
+    "cli": ("_version", "absent", "path", "images", "memory", "distributed", "spaces", "evaluation", "judging", "sweeping", "weights", "formulation", "networks", "data", "interop", "training", "recipes", "sampling", "translating", "reports", "probes", "studies"),
     "demo": ("training", "cli"),
     "__main__": ("cli",),
 }  # fmt: skip
 PUBLIC = "__init__"  # percepta/__init__.py names what users import and may reach into every room but these
 NOT_PUBLIC = ("cli", "demo", "__main__")
 
-OPTIONAL = {"datasets", "webdataset", "transformers", "trackio", "wandb", "tensorboard", "torchdiffeq", "triton", "accelerate"}
+OPTIONAL = {
+    "datasets",
+    "webdataset",
+    "transformers",
+    "trackio",
+    "wandb",
+    "tensorboard",
+    "torchdiffeq",
+    "triton",
+    "accelerate",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+}
 PICKLERS = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 
 

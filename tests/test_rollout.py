@@ -297,3 +297,30 @@ def test_what_cannot_be_rolled_out_is_said():
 class TwoFeatures(Space):
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         return x, x
+
+
+class Plain(nn.Module):
+    """The compiler sees this alone: no type is checked in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x, time, cond=None):
+        return self.layer(x) + time.reshape(-1, 1, 1, 1) * 1e-3
+
+
+def test_a_compiled_network_has_two_graphs_one_to_sample_and_one_to_replay():
+    from torch._dynamo.utils import counters
+
+    network = Plain()
+    model = Denoiser(network, Formulation(LinearBeta(1000), "noise"))
+    _, truth = gradient(chain(model, "ddim"))
+    model.zero_grad()
+    torch._dynamo.reset()
+    network.compile(backend="eager")
+    counters.clear()
+    _, found = gradient(chain(model, "ddim"))
+    assert torch.equal(found, truth)
+    assert counters["stats"]["unique_graphs"] == 2
+    torch._dynamo.reset()

@@ -17,7 +17,7 @@ COMMANDS = {
     "evaluate": "judge images, a run or a pipeline against real images: all metrics in one pass",
     "report": "one HTML page of one or several runs",
     "study": "run a table or figure of a paper, every cell at equal budget: percepta study list",
-    "export": "write a run as a diffusers pipeline",
+    "export": "write a run as a diffusers pipeline, or a translator as ONNX files",
     "convert": "turn a checkpoint of improved-diffusion, guided-diffusion or DiT into a pipeline",
     "cache": "encode a set of images into latents once: percepta cache latents",
     "probe": "look at an autoencoder's latents and decoder, or count what a step with LPL costs: percepta probe flops",

@@ -4,10 +4,11 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
+from percepta.absent import absent
 from percepta.cli.parse import parse, to_stdout
 
 
@@ -21,9 +22,9 @@ class Convert:
     cannot tell (heads, schedule) is asked for with the words of the training scripts.
     """
 
-    checkpoint: tyro.conf.Positional[Path]
+    checkpoint: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CHECKPOINT")]
     """The state dict: .pt, .safetensors or .npz."""
-    out: tyro.conf.Positional[Path]
+    out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT")]
     """The folder to write."""
     family: Literal["improved-diffusion", "guided-diffusion", "dit"]
     """Whose training script wrote it."""
@@ -53,7 +54,7 @@ def run(args: Sequence[str]) -> int:
     from percepta.interop import Foreign, convert, export_pipeline
 
     if not command.checkpoint.exists():
-        raise ValueError(f"there is no file {command.checkpoint}")
+        raise ValueError(absent(command.checkpoint, "a file of weights"))
     told = Foreign(
         command.size, command.num_heads, command.num_head_channels, command.new_attention_order, command.schedule, command.timesteps,
         {"eps": "noise", "x0": "clean"}[command.predict], {"auto": None, "yes": True, "no": False}[command.rescale_timesteps],

@@ -20,6 +20,8 @@ OPTIONAL = {
     "trackio": ("--report-to trackio", "percepta[track]"),
     "wandb": ("--report-to wandb", "percepta[track]"),
     "torchdiffeq": ("the adaptive sampler", "percepta[ode]"),
+    "onnxscript": ("translators as ONNX files", "percepta[onnx]"),
+    "onnxruntime": ("the check of ONNX files", "percepta[onnx]"),
 }
 
 

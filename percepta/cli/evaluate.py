@@ -24,15 +24,18 @@ class Evaluate:
     Example: percepta evaluate samples/ images/ --metrics fid,kid,pr
 
     Each side is a folder of images, an .npz of uint8 images (`arr_0`), an .npz of statistics (`mu`, `sigma`: Frechet distances only), a
-    built-in set such as `shapes`, or, for GENERATED, a run or a pipeline folder, which is drawn from first (--num, --sampler, --steps).
+    built-in set such as `shapes`, or, for GENERATED, a run or a pipeline folder, which is drawn from first (--num, --sampler, --steps). A run of
+    ladiffgan translates its own test sets, A to B and B to A, and needs no REAL; or --source A and REAL, images of B.
     Metrics: fid sfid is kid pr (precision, recall) dc (density, coverage) clip-fd fd-dinov2 cmmd lpips-diversity; `default` is the first
     six, `all` every one. Weights are never downloaded: what is missing is named with its address and its folder.
     """
 
     generated: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="GENERATED")]
     """What is judged."""
-    real: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="REAL")]
-    """What it should look like."""
+    real: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="REAL")] = None
+    """What it should look like. A translator has test sets of its own."""
+    source: str | None = None
+    """For a translator, with REAL: other images of A than its test set, to be translated to B; those of REAL are translated back."""
     metrics: str = "default"
     """Names, separated by commas."""
     space: str = ""
@@ -41,17 +44,17 @@ class Evaluate:
     dialect: Literal["torch-fidelity", "pytorch-fid", "adm", "clean"] = "torch-fidelity"
     """The tool whose numbers these are to equal: its resize and its conventions."""
     num: int | None = None
-    """Images of GENERATED to use, or to draw. Default: all of a set; 50,000 drawn from a model."""
+    """Images of GENERATED to use, to draw, or to translate of each test set. Default: all of a set; 50,000 drawn from a model."""
     size: int | None = None
-    """Bring both sides to this size first, as training does. Default: images as they are."""
-    crop: Literal["center-crop", "stretch", "pad", "none"] = "center-crop"
-    """With --size: how an image becomes a square."""
+    """Bring both sides to this size first, as training does. Default: images as they are; for a translator, its training size."""
+    crop: Literal["center-crop", "stretch", "pad", "none"] | None = None
+    """With --size: how an image becomes a square. Default: center-crop; for a translator, as its training cut them."""
     on_bad_image: Literal["error", "skip"] = "error"
     """A file that cannot be read: stop and name it, or skip and count it."""
     kid_subsets: int | None = None
     """Subsets of KID. Default: 100."""
     kid_size: int | None = None
-    """Images in a subset of KID. Default: 1000, or the smaller set."""
+    """Images in a subset of KID. Default: 1000, or the smaller set; for a translator, at most half of the smaller test set."""
     neighbours: int = 0
     """Show the nearest images of REAL for so many generated ones, and whether the model copies (writes figures; needs --out or a run)."""
     held_out: str | None = None
@@ -147,8 +150,15 @@ def _check(command: Evaluate) -> None:
     if command.held_out is not None and not command.neighbours:
         refuse("--held-out is for --neighbours N, which is not asked for")
     from percepta.evaluation.sweep import is_sweep, weights_of
-    from percepta.judging import is_generator
+    from percepta.judging import is_generator, is_translator
 
+    if is_translator(command.generated):
+        _check_translator(command, refuse)
+    elif command.source is not None:
+        refuse(f"--source is for a translator, a run of ladiffgan; {command.generated} is none")
+    elif command.real is None:
+        refuse(f"say what {command.generated} should look like: percepta evaluate {command.generated} REAL, a folder of images; only a "
+               "translator, a run of ladiffgan, has test sets of its own")  # fmt: skip
     try:
         weights_of("1" if command.guidance is None else command.guidance)
     except ValueError as error:
@@ -170,6 +180,16 @@ def _check(command: Evaluate) -> None:
             check_folder(folder, f"percepta evaluate: {flag} {folder}")
 
 
+def _check_translator(command: Evaluate, refuse: Callable[[str], NoReturn]) -> None:
+    for name in ("neighbours", "held_out", "sampler", "steps", "guidance", "prompts"):
+        if getattr(command, name):
+            refuse(f"--{name.replace('_', '-')} is for images that are drawn; {command.generated} translates")
+    if (command.source is None) != (command.real is None):
+        missing = f"REAL, images of B, beside --source {command.source}" if command.real is None else (
+            f"--source, images of A, beside {command.real} of B")  # fmt: skip
+        refuse(f"a translator is judged on two sets: give {missing}; or neither, for the run's own test sets")
+
+
 def _is_set(generated: str) -> bool:
     """Whether this names images rather than a path that is not there, of which it is said later that it is not."""
     path = Path(generated)
@@ -189,7 +209,7 @@ def _judge(command: Evaluate, device: str, cache: Path | None, check: Callable[[
 
     out, reading = _out(command), _reading(command, device, cache)
     note: Callable[[str], None] = console.print if first else lambda text: None
-    if command.neighbours:  # refused now, not after an hour
+    if command.neighbours and command.real is not None:  # refused now, not after an hour
         open_images((command.real, *([] if command.held_out is None else [command.held_out])), **reading)
     with progress_bar(first) as progress:
         result = _result(command, reading, note, check, progress)
@@ -213,7 +233,7 @@ def _sweep(command: Evaluate, device: str, cache: Path | None, check: Callable[[
     from percepta.training.log import console
 
     out, weights = _out(command), weights_of(command.guidance or "")
-    assert out is not None, "a model has a folder"
+    assert out is not None and command.real is not None, "a model has a folder, and is compared with something"
     note: Callable[[str], None] = console.print if first else lambda text: None
     with progress_bar(first) as progress:
         found = sweep(
@@ -231,8 +251,14 @@ def _sweep(command: Evaluate, device: str, cache: Path | None, check: Callable[[
 
 
 def _result(command: Evaluate, reading: dict, note, check, progress):
-    from percepta.judging import evaluate, is_generator
+    from percepta.judging import evaluate, is_generator, is_translator
 
+    if is_translator(command.generated):
+        out = _out(command)
+        return evaluate(
+            command.generated, command.real, None, out and out / "figures", note, check, command.source, progress=progress,
+            num=command.num, **_asked(command, reading),
+        )  # fmt: skip
     weight = None if command.guidance is None else float(command.guidance)
     job = _job(command, weight) if is_generator(command.generated) else None
     asked = _asked(command, reading)
@@ -258,6 +284,7 @@ def _asked(command: Evaluate, reading: dict) -> dict:
 def _copying(command: Evaluate, reading: dict, result, out: Path, note, check) -> str:
     from percepta.judging import copying
 
+    assert command.real is not None, "what is drawn is compared with something"
     found = copying(result, command.real, command.held_out, command.neighbours, out, note, check, **reading)
     text = f"nearest reference image in {found['space']}: median distance {found['generated']:.4g}"
     if found["nearer"] is not None:
@@ -270,9 +297,18 @@ def _copying(command: Evaluate, reading: dict, result, out: Path, note, check) -
 def _reading(command: Evaluate, device: str, cache: Path | None) -> dict:
     """How images are read, for the evaluation and for the neighbours alike."""
     return {
-        "dialect": command.dialect, "size": command.size, "crop": command.crop, "on_bad": command.on_bad_image,
+        "dialect": command.dialect, "size": command.size, **_cropped(command), "on_bad": command.on_bad_image,
         "precision": command.precision, "device": device, "cache": cache and cache / "features", "seed": command.seed,
     }  # fmt: skip
+
+
+def _cropped(command: Evaluate) -> dict[str, str]:
+    """How images become squares; a translator's run says it, where the command does not."""
+    from percepta.judging import is_translator
+
+    if command.crop is None and is_translator(command.generated):
+        return {}
+    return {"crop": command.crop or "center-crop"}
 
 
 @contextmanager
@@ -303,8 +339,9 @@ def _names(text: str) -> tuple[str, ...]:
 
 def _show(result) -> None:
     from percepta.evaluation.show import show
+    from percepta.evaluation.show_translation import show_translations
 
-    show(result, _console())
+    (show_translations if "b2a" in result.protocol else show)(result, _console())
 
 
 def _console():

@@ -117,9 +117,9 @@ def _plain(boxed: str) -> str:
         if w and not w.lower().startswith(("for full helptext", "parsing error", "required options", "value error"))
     ]
     line = " ".join(" ".join(kept).split())
-    missing = re.search(r"^Missing from [^:]*: (\S+) ", line)
-    if missing:
-        return f"{missing.group(1)} is missing"
+    if line.startswith("Missing from "):
+        missing = [part.split()[0] for part in line.partition(": ")[2].split("(required)")[:-1]]
+        return f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing"
     line = re.sub(r"^Invalid choice (?=invalid choice)", "", line)
     return re.sub(r" Argument helptext:.*$", "", line).removeprefix("Error parsing ") or "the arguments do not fit"
 

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from percepta.absent import absent
 from percepta.cli import fail
 from percepta.cli.parse import Usage, check_folder, parse, to_stdout
 
@@ -172,6 +173,8 @@ def _open(name: str):
         from percepta.networks.taef2 import build_taef2
 
         return build_taef2(read_weights(find_weights("taef2_fp16")))
+    if "/" in name and not Path(name).exists():
+        raise Usage(f"percepta probe: {absent(name, 'an autoencoder')}")
     if not any((Path(name) / part / "config.json").is_file() for part in ("vae", "model", ".")):
         raise Usage(
             f"percepta probe: {name}: no autoencoder there (no config.json in it, in vae/ or in model/), and it is not taef2"

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
@@ -22,7 +22,7 @@ class Sample:
     of PNG files with protocol.json. A folder that was left half full by the same command is filled up.
     """
 
-    source: tyro.conf.Positional[Path]
+    source: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="SOURCE")]
     """A run folder, or a folder of a diffusers pipeline."""
     out: Path = Path("samples")
     """Folder, FILE.npz or FILE.png."""

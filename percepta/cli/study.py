@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from percepta.absent import absent
 from percepta.cli import fail
 from percepta.cli.parse import Usage, check_folder, nearest, parse, to_stdout
 
@@ -36,15 +37,16 @@ class Study:
     seeds: int = 3
     """So many seeds of everything but the pretrained model: 0, 1, 2, ... More of them later adds to what is done."""
     data: str | None = None
-    """Images instead of the built-in ones, as for percepta train."""
+    """Images instead of the built-in ones, as for percepta train; of ladiffgan a folder with trainA, trainB, testA and testB."""
     size: int | None = None
-    """Side of the images. Default: 16 at pocket scale, 32 at the paper's."""
+    """Side of the images. Default: the study's own, 16 or 32 at pocket scale."""
     init: str | None = None
     """A pretrained pipeline or run to start from. Default: one is trained, once for all rows and studies."""
     held_out: str | None = None
     """Images like those of --data that no model is trained on: what a perfect model would score, and the yardstick of copying."""
     target: tuple[str, ...] = ()
-    """Images of the domains that a model is brought to (sadm-table4): one or two sets, or the paper's, as in flowers=DIR cars=DIR."""
+    """Images of the domains that a model is brought to (sadm-table4): one or two sets, or the paper's, as in flowers=DIR cars=DIR. For the studies of
+    ladiffgan a second folder of two domains."""
     plan: bool = False
     """Print the commands, and how much is done, and run nothing."""
     json: bool = False
@@ -74,7 +76,7 @@ def run(args: Sequence[str]) -> int:
         command.scale, data=command.data, size=command.size, init=command.init, held_out=command.held_out, targets=command.target
     )
     if at.init is not None and not Path(at.init).exists():
-        raise Usage(f"percepta study: --init {at.init} does not exist")
+        raise Usage(f"percepta study: --init {absent(at.init)}")
     root = command.out or Path("runs/studies") / command.scale
     check_folder(root, f"percepta study: --out {root}")
     plan = make_plan(study, at, range(command.seeds))

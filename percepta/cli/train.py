@@ -98,11 +98,15 @@ def start(recipe: Recipe, settings: Settings) -> int:
     if not outcome.first:
         return 0 if outcome.finished else 3
     if not outcome.finished:
+        begun = (outcome.folder / "config.json").is_file()  # until then, nothing but the command knows its flags
         console.print(
             f"stopped at step {outcome.step}"
             + ("; a checkpoint is written" if outcome.step else ", before the first step")
-            + ". To go on:\n  "
-            f"percepta train {recipe.name} --out {outcome.folder} --resume"
+            + (
+                f". To go on:\n  percepta train {recipe.name} --out {outcome.folder} --resume"
+                if begun
+                else "; the same command goes on"
+            )
         )
         return 3
     grids = sorted((outcome.folder / "samples").glob("*.png"))

@@ -2,11 +2,13 @@
 
 import dataclasses
 import json
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
@@ -27,11 +29,11 @@ class Translate:
     A folder is read with all that is below it, and each NAME.jpg becomes NAME.png; one that was left half full by the same command is filled up.
     """
 
-    run: tyro.conf.Positional[Path]
+    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
     """A run folder, or a model folder of one."""
-    images: tyro.conf.Positional[Path]
+    images: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="IN")]
     """An image, or a folder of images."""
-    out: tyro.conf.Positional[Path]
+    out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT")]
     """A folder; or, for one image, FILE.png, .jpg, .webp or .tif, which must not exist."""
     direction: Literal["a2b", "b2a"] = "a2b"
     """From the source domain of the training to its target, or back."""
@@ -55,6 +57,8 @@ def run(args: Sequence[str]) -> int:
     command = parse(Translate, args, "percepta translate")
     if command.batch < 1:
         raise Usage(f"percepta translate: --batch must be at least 1, got {command.batch}")
+    from percepta import distributed
+    from percepta.training.precision import pick_device
     from percepta.training.signals import Interrupted, stop_on_signals
     from percepta.translating import Job, translate_files
 
@@ -62,14 +66,23 @@ def run(args: Sequence[str]) -> int:
         model=command.run, images=command.images, out=command.out, direction=command.direction, fit=command.fit, size=command.size,
         seed=command.seed, batch=command.batch, device=command.device, on_bad=command.on_bad_image,
     )  # fmt: skip
-    told = Told()
+    stopped = f"stopped; run the same command again to go on: {command.out}"
+    device, first = pick_device(command.device, int(os.environ.get("LOCAL_RANK", "0"))), True
     with stop_on_signals() as flag:
         try:
-            done, record = translate_files(job, flag.check, told)
+            with distributed.joined(device.type) as world, _telling(world.first) as told:
+                first = world.first
+                done, record = translate_files(job, flag.check, told)
         except Interrupted:
-            return fail(f"stopped; run the same command again to go on: {command.out}", 3)
-        finally:
-            told.close()
+            return fail(stopped, 3) if first else 3
+        except RuntimeError as error:
+            if flag.asked is not None:  # the other ranks left at the same signal, a little earlier
+                return fail(stopped, 3)
+            if not str(error).startswith("rank "):
+                raise
+            return fail(f"percepta translate: {error}", 1)
+    if not first:
+        return 0
     for bad in done.skipped:
         fail(f"skipped {bad['name']}: {bad['reason']}")
     if command.json:
@@ -84,6 +97,19 @@ def sentence(done: "Done", out: Path) -> str:
     parts += [f"{done.already} there already"] if done.already else []
     parts += [f"{len(done.skipped)} skipped, which cannot be read"] if done.skipped else []
     return f"{', '.join(parts)}: {out}"
+
+
+@contextmanager
+def _telling(first: bool) -> Iterator[Callable[["Done"], None]]:
+    """Progress, from one of the processes."""
+    if not first:
+        yield lambda _: None
+        return
+    told = Told()
+    try:
+        yield told
+    finally:
+        told.close()
 
 
 class Told:

@@ -60,7 +60,7 @@ def find_domains(source: str, target: str | None = None) -> Domains:
     if _same(source, target):
         raise ValueError(f"both domains are {source}: translation needs two, the --source and the --target that it becomes")
     tests = _test_of(source), _test_of(target)
-    return Domains(source, target, *tests, pairing=_pairing(*tests))
+    return Domains(source, target, *tests, pairing=pairing_of(*tests))
 
 
 def paired(a: Source, b: Source) -> bool:
@@ -125,8 +125,9 @@ def _test_of(train: str) -> str | None:
     return str(there) if there.exists() else None
 
 
-def _pairing(test_a: str | None, test_b: str | None) -> str:
-    if test_a is None or test_b is None:
+def pairing_of(test_a: str | None, test_b: str | None) -> str:
+    """How two sets to judge by belong together, one of PAIRINGS. Training sets do not, whatever stands beside them."""
+    if test_a is None or test_b is None or _trained_on(test_a) or _trained_on(test_b):
         return "none"
     if is_shapes(test_a) or is_shapes(test_b):
         return "scenes" if is_shapes(test_a) and is_shapes(test_b) and paired(_shapes(test_a), _shapes(test_b)) else "none"
@@ -142,6 +143,12 @@ def _pairing(test_a: str | None, test_b: str | None) -> str:
             f'{file}: needs {{"pairing": "names"}} (equal file names belong together) or {{"pairing": "none"}}, got {said}'
         )
     return said["pairing"]
+
+
+def _trained_on(test: str) -> bool:
+    """Whether a folder has the name of one that is trained on."""
+    path = Path(test)
+    return not is_shapes(test) and (path.name.startswith("train") or path.parent.name == "train" or path.name in ("A", "B"))
 
 
 def names_of(source: Source) -> dict[str, int]:

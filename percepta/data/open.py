@@ -8,6 +8,7 @@ import difflib
 from dataclasses import fields
 from pathlib import Path
 
+from percepta.absent import absent
 from percepta.data.hub import HuggingFace, is_saved_dataset
 from percepta.data.image import Reading
 from percepta.data.layouts import Npz, folder_names, open_folder
@@ -30,14 +31,14 @@ def open_source(spec: str | Path, size: int | None = None, reading: Reading | No
         return Shards(expand(text), reading)
     path = Path(text)
     if not path.exists():
-        raise ValueError(_missing(path))
+        raise ValueError(absent(path))
     if path.is_file():
         if path.suffix == ".npz":
             return Npz(path)
         if path.suffix == ".tar":
             return Shards([path], reading)
         raise ValueError(f"{path}: is a file; data is a folder of images, a .npz, a .tar of images, hf:NAME or shapes")
-    pair = _domains(path)
+    pair = domain_folders(path)
     if pair is not None:
         raise ValueError(
             f"{path}: holds two domains ({pair[0]}/ and {pair[1]}/): name one of them ({path / pair[1]}), or use both for translation "
@@ -65,8 +66,8 @@ def both_domains(text: str) -> tuple[str, str]:
         return shapes_text(text, domain="outline"), shapes_text(text, domain="filled")
     path = Path(text)
     if not path.exists():
-        raise ValueError(_missing(path))
-    pair = _domains(path) if path.is_dir() else None
+        raise ValueError(absent(path))
+    pair = domain_folders(path) if path.is_dir() else None
     if pair is not None:
         return str(path / pair[0]), str(path / pair[1])
     names = folder_names(path) if path.is_dir() else ()
@@ -81,7 +82,7 @@ def both_domains(text: str) -> tuple[str, str]:
     )
 
 
-def _domains(path: Path) -> tuple[str, str] | None:
+def domain_folders(path: Path) -> tuple[str, str] | None:
     """The two domain folders, where the layout is that of unpaired translation. Two classes named A and B need metadata.jsonl."""
     if (path / "metadata.jsonl").is_file():
         return None
@@ -117,14 +118,3 @@ def _shapes(text: str, size: int | None) -> Shapes:
         except ValueError as error:
             raise ValueError(f"{text}: {key} must be a whole number, got {value!r}") from error
     return Shapes(**options)  # pyright: ignore[reportArgumentType]
-
-
-def _missing(path: Path) -> str:
-    """That a path does not exist, where it stops existing, and what lies there with a similar name."""
-    parent = path.absolute().parent
-    while not parent.exists():
-        path, parent = parent, parent.parent
-    siblings = [entry.name for entry in parent.iterdir()] if parent.is_dir() else []
-    near = difflib.get_close_matches(path.name, siblings, 1, 0.5)
-    hint = f"did you mean {parent / near[0]}?" if near else f"{parent} holds {', '.join(sorted(siblings)[:8]) or 'nothing'}"
-    return f"{path}: does not exist; {hint}"

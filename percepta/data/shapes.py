@@ -59,8 +59,9 @@ class Attributes(NamedTuple):
 
 @dataclass(frozen=True)
 class Shapes(Source):
-    """`size` in pixels, `length` images, `labels`: shape-colour, shape, colour or none; `textures`: all or plain; `only`: some of the shapes, as in
-    star+ring, from the scenes that show them; `part`: train, or test: scenes that no training set has, the same in both domains."""
+    """`size` in pixels, `length` images, `labels`: shape-colour, shape, colour or none; `textures`: all or plain; `backgrounds`: all, or paper, on
+    which outlines are drawn: with plain textures an outline then tells all of its filled shape; `only`: some of the shapes, as in star+ring, from the
+    scenes that show them; `part`: train, or test: scenes that no training set has, the same in both domains."""
 
     size: int = 32
     length: int = 50_000
@@ -70,12 +71,14 @@ class Shapes(Source):
     seed: int = 0
     only: str = field(default="", repr=False)  # a set of all shapes keeps the fingerprint that it always had
     part: str = field(default="train", repr=False)  # and so does one for training
+    backgrounds: str = field(default="all", repr=False)
 
     def __post_init__(self) -> None:
         known = {
             "domain": tuple(DOMAINS),
             "labels": ("shape-colour", "shape", "colour", "none"),
             "textures": ("all", "plain"),
+            "backgrounds": ("all", "paper"),
             "part": ("train", "test"),
         }
         for option, values in known.items():
@@ -114,7 +117,7 @@ class Shapes(Source):
             raise IndexError(f"shapes have indices 0 to {self.length - 1}, got {scenes.min()} to {scenes.max()}")
         if self.only:
             scenes = self._scenes[scenes]
-        return attributes(scenes + self.first, self.seed, self.textures)
+        return attributes(scenes + self.first, self.seed, self.textures, self.backgrounds)
 
     @property
     def first(self) -> int:
@@ -167,19 +170,21 @@ class Shapes(Source):
 
     def entries(self) -> Iterator[tuple[str, int, str, int | None]]:
         part = "" if self.part == "train" else f" part {self.part}"
+        part += "" if self.backgrounds == "all" else f" backgrounds {self.backgrounds}"
         yield f"{self!r}{self.only and f' only {self.only}'}{part}", self.length, hash_of(VERSION), None
 
 
-def attributes(scenes: np.ndarray, seed: int, textures: str = "all") -> Attributes:
-    """The scenes of these numbers. Each attribute is a source of its own: the plain textures show the same shapes as all do."""
+def attributes(scenes: np.ndarray, seed: int, textures: str = "all", backgrounds: str = "all") -> Attributes:
+    """The scenes of these numbers. Each attribute is a source of its own: plain textures, or paper behind, show the same shapes as all do."""
 
     def draw_one(name: str) -> np.ndarray:
         return uniform(seed, f"shapes/{name}", scenes)
 
     radius = (0.26 + 0.14 * draw_one("radius")).astype(np.float32)
     room = 0.98 - 2 * radius  # the shape stays inside the image
-    background = (draw_one("background") * len(BACKGROUNDS)).astype(np.int64)
-    graded = draw_one("graded") < 0.5
+    paper = backgrounds == "paper"
+    background = np.full(len(scenes), len(BACKGROUNDS)) if paper else (draw_one("background") * len(BACKGROUNDS)).astype(np.int64)
+    graded = draw_one("graded") < (0 if paper else 0.5)
     texture = (draw_one("texture") * len(TEXTURES)).astype(np.int64)
     return Attributes(
         shape=(draw_one("shape") * len(SHAPES)).astype(np.int64),
@@ -205,28 +210,59 @@ def draw(shown: Attributes, size: int, domain: str) -> UInt8[np.ndarray, "b s s 
     return out
 
 
-def _draw(shown: Attributes, size: int, domain: str) -> UInt8[np.ndarray, "b s s 3"]:
+class Parts(NamedTuple):
+    """What an image is mixed of: (1 - cover) * background + cover * colour * (1 - 0.45 * dark)."""
+
+    cover: Float32[np.ndarray, "b s s"]
+    dark: Float32[np.ndarray, "b k s s"]  # of each texture but the plain one
+
+
+def parts(shown: Attributes, size: int, domain: str) -> Parts:
+    """Where the scenes' shapes cover the image, and where each texture would darken them."""
+    frame = _frame(shown, size)
+    kinds = (np.full(len(shown.shape), kind) for kind in range(1, len(TEXTURES)))
+    return Parts(_cover(shown, frame, size, domain), np.stack([_dark(kind, frame) for kind in kinds], 1))
+
+
+class _Frame(NamedTuple):
+    """The shape's own frame, it fills the unit disc, v points down; and how many fine samples its radius has."""
+
+    u: Float32[np.ndarray, "b h w"]
+    v: Float32[np.ndarray, "b h w"]
+    sharpness: Float32[np.ndarray, "b 1 1"]
+
+
+def _frame(shown: Attributes, size: int) -> _Frame:
     grid = ((np.arange(size * FINE, dtype=np.float32) + 0.5) / (size * FINE)).astype(np.float32)
     dx = (grid[None, None, :] - shown.x[:, None, None]) / shown.radius[:, None, None]
     dy = (grid[None, :, None] - shown.y[:, None, None]) / shown.radius[:, None, None]
     cos, sin = np.cos(shown.angle)[:, None, None], np.sin(shown.angle)[:, None, None]
-    u, v = cos * dx + sin * dy, cos * dy - sin * dx  # the shape's own frame: it fills the unit disc, v points down
-    sharpness = (shown.radius * size * FINE)[:, None, None]
-    distance = np.empty_like(u)
+    return _Frame(cos * dx + sin * dy, cos * dy - sin * dx, (shown.radius * size * FINE)[:, None, None])
+
+
+def _cover(shown: Attributes, frame: _Frame, size: int, domain: str) -> Float32[np.ndarray, "b s s"]:
+    distance = np.empty_like(frame.u)
     for kind in np.unique(shown.shape):
         rows = shown.shape == kind
-        distance[rows] = _DISTANCES[kind](u[rows], v[rows])
+        distance[rows] = _DISTANCES[kind](frame.u[rows], frame.v[rows])
     if domain == "outline":
         width = np.maximum(0.09, 0.7 / (shown.radius * size))[:, None, None]  # at least 1.4 pixels
-        cover = _soft(np.abs(distance + width) - width, sharpness)
-    else:
-        cover = _soft(distance, sharpness)
-    cover = _pixels(cover)
+        return _pixels(_soft(np.abs(distance + width) - width, frame.sharpness))
+    return _pixels(_soft(distance, frame.sharpness))
+
+
+def _dark(kind: np.ndarray, frame: _Frame) -> Float32[np.ndarray, "b s s"]:
+    return _pixels(_soft(_texture(kind, frame.u, frame.v), frame.sharpness))
+
+
+def _draw(shown: Attributes, size: int, domain: str) -> UInt8[np.ndarray, "b s s 3"]:
+    frame = _frame(shown, size)
+    cover = _cover(shown, frame, size, domain)
     ink = np.array(list(COLOURS.values()), dtype=np.float32)[shown.colour][:, None, None, :]
     if domain == "outline":
         back = np.broadcast_to(np.array(PAPER, dtype=np.float32), ink.shape)
     else:
-        ink = ink * (1 - 0.45 * _pixels(_soft(_texture(shown.texture, u, v), sharpness)))[..., None]
+        ink = ink * (1 - 0.45 * _dark(shown.texture, frame))[..., None]
         back = _background(shown, size)
     return np.rint(back + cover[..., None] * (ink - back)).clip(0, 255).astype(np.uint8)
 
@@ -247,7 +283,7 @@ def _background(shown: Attributes, size: int) -> Float32[np.ndarray, "b s s 3"]:
         np.cos(shown.direction)[:, None, None] * place[None, None, :]
         + np.sin(shown.direction)[:, None, None] * place[None, :, None]
     )
-    base = np.array(BACKGROUNDS, dtype=np.float32)[shown.background]
+    base = np.array((*BACKGROUNDS, PAPER), dtype=np.float32)[shown.background]
     return base[:, None, None, :] + (shown.gradient[:, None, None] * along)[..., None]
 
 

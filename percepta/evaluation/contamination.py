@@ -2,7 +2,7 @@
 LPIPS, and FID falls with an Inception loss while people see no difference).
 
 What a run was trained against stands in its config.json (`resolved.trained_against`); models made from it, by --init or by decoding
-through its autoencoder (--vae), inherit it. Pure reading: no weights, no images.
+through its autoencoder (--vae), inherit it, and so does a translator whose latents an autoencoder made. Pure reading: no weights, no images.
 """
 
 import json
@@ -12,6 +12,13 @@ from typing import Any
 
 CARD = "trained_against"  # the key in an exported pipeline's card, and in config.json
 FAMILIES = ("inception", "clip", "dino", "domain", "alex", "squeeze", "vgg", "pixels")  # one network, or siblings of one training
+JUDGES = tuple(
+    f"{what}_{domain}" for what in ("autoencoder", "prior", "features") for domain in "ab"
+)  # of a translation, in latents
+MADE_OF = {
+    "settings": ("init", "vae"),
+    "knobs": ("own", "other", *JUDGES),
+}  # flags that name what a run starts from, or is judged by
 PARTS = 2  # how far above a model's folder its run may be: RUN/model/unet
 
 
@@ -53,9 +60,8 @@ def _found(folder: Path, seen: set[Path]) -> Iterator[str]:
         return
     config = _json(run / "config.json")
     yield from (entry["space"] for entry in config["resolved"].get(CARD, []))
-    for flag in ("init", "vae"):  # also of runs that were trained before this was recorded
-        before = config.get("settings", {}).get(flag)
-        if before:
+    for part, flags in MADE_OF.items():  # also of runs that were trained before this was recorded
+        for before in filter(None, map(config.get(part, {}).get, flags)):
             yield from _found(Path(before).expanduser(), seen)
 
 

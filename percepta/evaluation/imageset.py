@@ -90,6 +90,10 @@ class ImageSet:
             return range(len(self.indices))
         return [place for place, told in enumerate(self._told) if told.bad is None]
 
+    def places(self) -> list[int]:
+        """The places of the images that count; `indices` has their numbers in the source."""
+        return list(self._good)
+
     @property
     def transform_text(self) -> str:
         if self.transform is None:

@@ -8,6 +8,9 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
+from percepta.absent import absent
+
+WANTED = "the folder of a pipeline, a run or a model"
 NETWORKS = ("unet", "transformer", "model", "prior")
 VAES = ("vae", "vqvae", "movq")
 TEXT = (
@@ -27,15 +30,19 @@ def find_folder(path: str | Path) -> Path:
     folder = Path(path).expanduser()
     if folder.is_dir():
         return folder
+    if folder.exists():
+        raise ValueError(f"{path} is a file; give a pipeline's folder, a run's, or a cached repository as OWNER/NAME")
     name = str(path)
     if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
-        raise ValueError(f"no folder {path}; give a pipeline's folder, a run's, or a cached repository as OWNER/NAME")
+        raise ValueError(absent(path, f"{WANTED}, or a cached repository as OWNER/NAME,"))
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(name, local_files_only=True))
     except LocalEntryNotFoundError:
+        if folder.parent.is_dir():  # runs/misspelt
+            raise ValueError(absent(path, WANTED)) from None
         raise ValueError(
             f"{name} is neither a folder nor in the Hugging Face cache, and nothing is downloaded here: "
             f"run 'hf download {name}' first, or give a local folder"

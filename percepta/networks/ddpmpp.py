@@ -1,10 +1,13 @@
-"""DDPM++ as Karras et al. 2022 use it for CIFAR-10 (EDM, table 1 and appendix F.1): the U-Net of Song et al. 2021 without
-progressive inputs or outputs. Written from the papers.
+"""DDPM++ and NCSN++ as Karras et al. 2022 use them (EDM, table 1 and appendix F.1): the U-Nets of Song et al. 2021, without progressive outputs.
+Written from the papers.
 
 What sets it apart from DDPM's U-Net: residual branches are summed and scaled by 1/sqrt(2); up- and downsampling happen inside
 residual blocks, with a projected shortcut; four blocks a level; attention with one head at 16 x 16 only; the last layers of
 each branch start near zero; an optional vector describes how the image was augmented, so that augmentation does not leak into
 samples.
+
+NCSN++ differs in three things: the noise level is told by random Fourier features, images are resampled by the filter 1, 3, 3, 1 in place of 1, 1, and
+the image itself joins the way down at each resolution.
 """
 
 import math
@@ -19,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 NEAR_ZERO = 1e-5  # weight gain of layers that end a residual branch
+FOURIER = 16.0  # standard deviation of NCSN++'s frequencies
 
 
 def scaled_(layer: nn.Linear | nn.Conv2d, gain: float = 1.0) -> nn.Linear | nn.Conv2d:
@@ -59,12 +63,36 @@ class SelfAttention(nn.Module):
         return self.out(attended.transpose(1, 2).reshape(x.shape))
 
 
+def filtered(x: Tensor, resample: str, padding: int = 1) -> Tensor:
+    """Half or twice as large, each channel by the filter 1, 3, 3, 1 along both sides; what lies beyond the border is 0."""
+    place = torch.arange(4, device=x.device)  # no numbers that would have to be brought to a GPU
+    taps = (1 + place * (3 - place)).to(x.dtype) / 8
+    kernel = torch.outer(taps, taps).expand(x.shape[1], 1, 4, 4)
+    if resample == "down":
+        return F.conv2d(x, kernel, stride=2, padding=padding, groups=x.shape[1])
+    return F.conv_transpose2d(x, 4 * kernel, stride=2, padding=padding, groups=x.shape[1])
+
+
+class FromImage(nn.Module):
+    """NCSN++: a convolution of the image, or of what it has become on the way down, that halves it."""
+
+    def __init__(self, c_in: int, c_out: int) -> None:
+        super().__init__()
+        self.conv: Any = conv(c_in, c_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = F.conv2d(x, self.conv.weight, padding=2)  # a pixel more on each side, for the filter
+        return filtered(wide, "down", padding=0) + self.conv.bias[:, None, None]
+
+
 class Block(nn.Module):
     """Norm, conv (with resampling), plus condition, norm, conv; optional attention. Each residual sum is scaled by 1/sqrt(2)."""
 
-    def __init__(self, c_in: int, c_out: int, emb: int, resample: str | None, attention: bool, dropout: float) -> None:
+    def __init__(
+        self, c_in: int, c_out: int, emb: int, resample: str | None, attention: bool, dropout: float, fir: bool = False
+    ) -> None:
         super().__init__()
-        self.resample, self.dropout = resample, dropout
+        self.resample, self.dropout, self.fir = resample, dropout, fir
         self.norm0, self.conv0 = norm(c_in), conv(c_in, c_out)
         self.condition = linear(emb, c_out)
         self.norm1, self.conv1 = norm(c_out), conv(c_out, c_out, gain=NEAR_ZERO)
@@ -72,6 +100,8 @@ class Block(nn.Module):
         self.attention = SelfAttention(c_out) if attention else None
 
     def _resampled(self, x: Tensor) -> Tensor:
+        if self.fir and self.resample is not None:
+            return filtered(x, self.resample)
         if self.resample == "down":
             return F.avg_pool2d(x, 2)
         return F.interpolate(x, scale_factor=2.0, mode="nearest") if self.resample == "up" else x
@@ -105,23 +135,31 @@ class DDPMPP(ModelMixin, ConfigMixin):
         dropout: float = 0.13,
         num_classes: int | None = None,
         augment_dim: int = 0,
+        ncsn: bool = False,
     ) -> None:
         super().__init__()
         self.gradient_checkpointing = False
-        emb = 4 * model_channels
-        self.label_in = linear(num_classes, model_channels, gain=1.0) if num_classes else None
-        self.augment_in = linear(augment_dim, model_channels, bias=False) if augment_dim else None
-        self.time_in, self.time_hidden = linear(model_channels, emb), linear(emb, emb)
+        emb, told = 4 * model_channels, (2 if ncsn else 1) * model_channels
+        self.label_in = linear(num_classes, told, gain=1.0) if num_classes else None
+        self.augment_in = linear(augment_dim, told, bias=False) if augment_dim else None
+        self.time_in, self.time_hidden = linear(told, emb), linear(emb, emb)
+        # numbers that bfloat16 has: in a model that is cast to half precision they stay what they were in training
+        frequencies = (FOURIER * torch.randn(told // 2)).bfloat16().float() if ncsn else None
+        self.register_buffer("frequencies", frequencies)
+        self.from_image = nn.ModuleList()
 
         def block(c_in: int, c_out: int, resample: str | None = None, attention: bool = False) -> Block:
-            return Block(c_in, c_out, emb, resample, attention, dropout)
+            return Block(c_in, c_out, emb, resample, attention, dropout, fir=ncsn)
 
-        channels, skips = model_channels, [model_channels]
+        channels, skips, seen = model_channels, [model_channels], in_channels
         self.conv_in = conv(in_channels, channels)
         self.down_blocks, self.up_blocks = nn.ModuleList(), nn.ModuleList()
         for level, mult in enumerate(channel_mult):
             if level:
                 self.down_blocks.append(block(channels, channels, "down"))
+                if ncsn:
+                    self.from_image.append(FromImage(seen, channels))
+                    seen = channels
                 skips.append(channels)
             for _ in range(num_blocks):
                 self.down_blocks.append(block(channels, mult * model_channels, attention=sample_size >> level in attention_sizes))
@@ -137,11 +175,16 @@ class DDPMPP(ModelMixin, ConfigMixin):
                 channels = mult * model_channels
         self.norm_out, self.conv_out = norm(channels), conv(channels, out_channels, gain=NEAR_ZERO)
 
+    def _frequencies(self, device: torch.device) -> Tensor:
+        config: Any = self.config
+        if config.ncsn:
+            return 2 * math.pi * self.frequencies.float()
+        half = config.model_channels // 2
+        return 10000.0 ** -(torch.arange(half, dtype=torch.float32, device=device) / (half - 1))
+
     def _embed(self, time: Tensor, labels: Tensor | None, augment: Tensor | None) -> Tensor:
         config: Any = self.config
-        half = config.model_channels // 2
-        frequencies = 10000.0 ** -(torch.arange(half, dtype=torch.float32, device=time.device) / (half - 1))
-        angles = time.float()[:, None] * frequencies
+        angles = time.float()[:, None] * self._frequencies(time.device)
         emb = torch.cat([angles.sin(), angles.cos()], dim=1).to(self.dtype)
         if self.label_in is not None:
             if labels is None:
@@ -167,10 +210,13 @@ class DDPMPP(ModelMixin, ConfigMixin):
         augment_labels: Float[Tensor, "b a"] | None = None,
     ) -> Float[Tensor, "b o h w"]:
         emb = self._embed(timestep, class_labels, augment_labels)
+        image, from_image = x, iter(self.from_image)
         x = self.conv_in(x)
         skips = [x]
         for block in self.down_blocks:
             x = self._run(block, x, emb)
+            if block.resample == "down" and self.from_image:
+                image = x = (x + next(from_image)(image)) * math.sqrt(0.5)
             skips.append(x)
         for block in self.mid_blocks:
             x = self._run(block, x, emb)

@@ -7,6 +7,7 @@ none. A folder holds config.json (what the network's output means), and denoiser
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from percepta.absent import absent
 from percepta.formulation import Cond, Denoiser, Formulation, formulation_from_config
 from percepta.networks.adapter import Network, adapt
 from percepta.networks.autoencoders import Autoencoder, load_autoencoder
@@ -71,25 +73,47 @@ def save_prior(folder: Path, denoiser: Denoiser, own: Autoencoder, other: Autoen
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
-def load_prior(path: str | Path) -> LatentPrior:
-    """The prior of a run of the recipe `prior`, or of its folder model/."""
+def load_prior(path: str | Path, known: Sequence[Autoencoder] = ()) -> LatentPrior:
+    """The prior of a run of the recipe `prior`, or of its folder model/. Of its autoencoders, those that are `known` by all their weights are these very ones:
+    their latents are then computed once for all who read them."""
+    folder = prior_folder(path)
+    network = adapt(load_model(folder / "denoiser"))
+    own, other = (_one_of(known, load_autoencoder(folder / name)) for name in PARTS[1:])
+    meaning: Formulation = formulation_from_config(_config(folder)["formulation"])
+    return LatentPrior(Denoiser(Conditioned(network, own.latent_channels), meaning), own, other)
+
+
+def prior_folder(path: str | Path, flag: str = "") -> Path:
+    """Where load_prior finds it; ValueError, which begins with `flag`, where there is none."""
+    if not Path(path).exists():
+        raise ValueError(f"{flag}{absent(path, 'a run of percepta train prior')}")
     for folder in (Path(path) / "model", Path(path)):
         if (folder / "config.json").is_file():
-            config = _config(folder)
-            network = adapt(load_model(folder / "denoiser"))
-            own, other = (load_autoencoder(folder / name) for name in PARTS[1:])
-            meaning: Formulation = formulation_from_config(config["formulation"])
-            return LatentPrior(Denoiser(Conditioned(network, own.latent_channels), meaning), own, other)
+            _config(folder, flag)
+            return folder
     raise ValueError(
-        f"{path} holds no prior (no config.json in it or in model/): give a run of percepta train prior that has ended"
+        f"{flag}{path} holds no prior (no config.json in it or in model/): give a run of percepta train prior that has ended"
     )
 
 
-def _config(folder: Path) -> dict[str, Any]:
+def _one_of(known: Sequence[Autoencoder], read: Autoencoder) -> Autoencoder:
+    return next((one for one in known if _same(one, read)), read)
+
+
+def _same(one: Autoencoder, two: Autoencoder) -> bool:
+    made = [  # as JSON has it: tuples are lists once they have been read
+        json.dumps({k: v for k, v in dict(coder.model.config).items() if not k.startswith("_")}, sort_keys=True)
+        for coder in (one, two)
+    ]
+    a, b = one.state_dict(), two.state_dict()
+    return type(one.model) is type(two.model) and made[0] == made[1] and all(torch.equal(x, b[name]) for name, x in a.items())
+
+
+def _config(folder: Path, flag: str = "") -> dict[str, Any]:
     try:
         config = json.loads((folder / "config.json").read_text())
     except ValueError as error:
         raise ValueError(f"{folder / 'config.json'} is not valid JSON: {error}") from error
     if not isinstance(config, dict) or config.get("_class_name") != NAME:
-        raise ValueError(f"{folder} holds no prior: give a run of percepta train prior that has ended")
+        raise ValueError(f"{flag}{folder} holds no prior: give a run of percepta train prior that has ended")
     return config

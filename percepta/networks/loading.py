@@ -8,6 +8,7 @@ import diffusers
 from diffusers import ModelMixin
 from safetensors import SafetensorError
 
+from percepta.absent import absent
 from percepta.networks.cascade import Cascade
 from percepta.networks.cyclegan import CycleganPair
 from percepta.networks.ddpmpp import DDPMPP
@@ -56,7 +57,8 @@ def load_model(folder: str | Path) -> ModelMixin:
     there."""
     folder = Path(folder)
     if not folder.is_dir():
-        raise ValueError(f"no folder {folder}; models load from a local one: hf download NAME --local-dir FOLDER")
+        said = f"{folder} is a file, no model's folder" if folder.exists() else absent(folder, "a model's folder")
+        raise ValueError(f"{said} (models load from local folders: hf download NAME --local-dir FOLDER)")
     cls = class_of(folder)
     if not list(folder.glob("*.safetensors")):
         others = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt"))

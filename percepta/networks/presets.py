@@ -132,6 +132,16 @@ def ddpmpp_64(data: Data) -> dict[str, Any]:
     return {**ddpmpp_32(data), "channel_mult": (1, 2, 2, 2), "dropout": 0.05}
 
 
+def ncsnpp_32(data: Data) -> dict[str, Any]:
+    """Karras et al. 2022, NCSN++: the size and the depth of DDPM++."""
+    return {**ddpmpp_32(data), "ncsn": True}
+
+
+def ncsnpp_64(data: Data) -> dict[str, Any]:
+    """The same beside DDPM++ at 64 x 64."""
+    return {**ddpmpp_64(data), "ncsn": True}
+
+
 def ddpmpp_pocket(data: Data) -> dict[str, Any]:
     """DDPM++ for two CPU cores: its narrow finest level has one block, and there is attention in the middle alone."""
     small = {"model_channels": 32, "channel_mult": (1, 2, 2), "num_blocks": 1, "attention_sizes": (), "dropout": 0.0}
@@ -183,6 +193,10 @@ PRESETS: dict[str, Preset] = {
     "ddpmpp-32": Preset("EDM's DDPM++ for CIFAR-10 (Karras et al. 2022)", DDPMPP, ddpmpp_32, initial.as_built, CIFAR),
     "ddpmpp-64": Preset(
         "EDM's DDPM++ for 64 x 64 (Karras et al. 2022)", DDPMPP, ddpmpp_64, initial.as_built, Data(3, 64, None, False)
+    ),
+    "ncsnpp-32": Preset("EDM's NCSN++ for CIFAR-10 (Karras et al. 2022)", DDPMPP, ncsnpp_32, initial.as_built, CIFAR),
+    "ncsnpp-64": Preset(
+        "EDM's NCSN++ for 64 x 64 (Karras et al. 2022)", DDPMPP, ncsnpp_64, initial.as_built, Data(3, 64, None, False)
     ),
     "ddpmpp-pocket": Preset("a small DDPM++", DDPMPP, ddpmpp_pocket, initial.as_built, CIFAR),
     "dit-pocket": Preset("a small DiT", DiTTransformer2DModel, _dit(6, 4, 32), initial.dit, CIFAR),

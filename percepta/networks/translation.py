@@ -23,6 +23,7 @@ from percepta.rng import Rng
 
 Direction = Literal["a2b", "b2a"]
 DIRECTIONS: tuple[Direction, Direction] = ("a2b", "b2a")
+SIZE_FILE = "translation.json"  # beside a saved pair: at which size it was trained, which not every config.json says
 
 
 class Pair(ModelMixin, ConfigMixin):

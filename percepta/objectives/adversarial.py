@@ -1,5 +1,8 @@
 """Adversarial: a critic tells images that were made from real ones, and the maker is to be told apart no more (least squares GAN)."""
 
+from collections.abc import Sequence
+
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -22,8 +25,15 @@ class Adversarial(AbstractPerSample, TrainsCritic):
         return least_squares(logits, 1)
 
     def critic_loss(self, est: Estimate, rng: Rng) -> Float[Tensor, ""]:
-        real, fake = self.critic(tap(est, self.real, est.x0)), self.critic(tap(est, self.fake, est.x0_hat))
-        return (least_squares(real, 1) + least_squares(fake, 0)).mean()
+        real, fake = tap(est, self.real, est.x0), tap(est, self.fake, est.x0_hat)
+        return told_apart(self.critic(torch.cat([real, fake])), len(real))
+
+
+def told_apart(logits: Sequence[Tensor], real: int) -> Float[Tensor, ""]:
+    """A critic's loss, of logits whose first `real` rows are of real images and whose others are not: samples do not see each other, so one pass serves both,
+    and its weights are normalised once."""
+    of_real, of_fake = [x[:real] for x in logits], [x[real:] for x in logits]
+    return least_squares(of_real, 1).mean() + least_squares(of_fake, 0).mean()
 
 
 def tap(est: Estimate, name: str | None, otherwise: Tensor) -> Tensor:

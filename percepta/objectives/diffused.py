@@ -17,7 +17,7 @@ from percepta.discrepancies.gan import least_squares, right
 from percepta.distributed import summed
 from percepta.estimate import Estimate
 from percepta.formulation import expand
-from percepta.objectives.adversarial import Adversarial, tap
+from percepta.objectives.adversarial import Adversarial, tap, told_apart
 from percepta.objectives.prior import own_numbers
 from percepta.objectives.term import Settles
 from percepta.path import LinearBeta, Times
@@ -99,10 +99,11 @@ class DiffusedAdversarial(Adversarial):
 
     def critic_loss(self, est: Estimate, rng: Rng) -> Float[Tensor, ""]:
         adaptive, mine = self._adaptive, rng.fork(f"diffused-critic/{self.fake}")
-        real = adaptive(self._noised(tap(est, self.real, est.x0), mine.fork("real")))
-        fake = adaptive(self._noised(tap(est, self.fake, est.x0_hat), mine.fork("fake")))
-        adaptive.look(signs(real), rng.step)
-        return (least_squares(real, 1) + least_squares(fake, 0)).mean()
+        real = self._noised(tap(est, self.real, est.x0), mine.fork("real"))
+        fake = self._noised(tap(est, self.fake, est.x0_hat), mine.fork("fake"))
+        logits = adaptive(torch.cat([real, fake]))
+        adaptive.look(signs([x[: len(real)] for x in logits]), rng.step)
+        return told_apart(logits, len(real))
 
     @property
     def _adaptive(self) -> Adaptive:

@@ -27,7 +27,7 @@ from percepta.networks import Autoencoder, Network
 from percepta.networks.hidden import hidden_layer, stopped_after
 from percepta.networks.latent_critic import LatentCritic
 from percepta.networks.latent_prior import GIVEN, LatentPrior
-from percepta.objectives.adversarial import tap
+from percepta.objectives.adversarial import tap, told_apart
 from percepta.objectives.term import AbstractPerBatch, AbstractPerSample, TrainsCritic, per_sample
 from percepta.path import AbstractDiscretePath, AbstractPath, Times
 from percepta.rng import Rng
@@ -62,10 +62,15 @@ class Between:
         u = rng.uniform("t")
         if not isinstance(path, AbstractDiscretePath):
             return path.t_min + (self.low + u * (self.high - self.low)) * (path.t_max - path.t_min)
-        first, end = round(self.low * path.num_steps), round(self.high * path.num_steps)
-        if first >= end:
-            raise ValueError(f"of {path.num_steps} steps none lies between {self.low:g} and {self.high:g}: give a wider range")
-        return path.time_of((first + u * (end - first)).floor())
+        steps = self.steps(path.num_steps)
+        return path.time_of((steps.start + u * len(steps)).floor())
+
+    def steps(self, num: int) -> range:
+        """Those of `num` steps that are drawn."""
+        found = range(round(self.low * num), round(self.high * num))
+        if not found:
+            raise ValueError(f"of {num} steps none lies between {self.low:g} and {self.high:g}: give a wider range")
+        return found
 
 
 class LatentDiffusionGan(AbstractPerSample, TrainsCritic):
@@ -84,7 +89,8 @@ class LatentDiffusionGan(AbstractPerSample, TrainsCritic):
 
     def __call__(self, est: Estimate) -> Float[Tensor, "b"]:
         rng = own_numbers(est, f"latent-gan/{self.fake}")
-        logits = self._judged(tap(est, self.fake, est.x0_hat), self.times.draw(self.path, rng), rng)
+        z_t, time = self._noised(latents(est, self.encoder, self.fake), self.times.draw(self.path, rng), rng)
+        logits = self.critic(z_t, time)
         self.told = {"fooled": right(logits, True)}
         return least_squares(logits, 1)
 
@@ -92,13 +98,14 @@ class LatentDiffusionGan(AbstractPerSample, TrainsCritic):
         """The time of a row is that of its real and of its made image; each has noise of its own."""
         mine = rng.fork(f"latent-critic/{self.fake}")
         t = self.times.draw(self.path, mine)
-        real = self._judged(tap(est, self.real, est.x0).detach(), t, mine.fork("real"))
-        fake = self._judged(tap(est, self.fake, est.x0_hat).detach(), t, mine.fork("fake"))
-        return (least_squares(real, 1) + least_squares(fake, 0)).mean()
+        real, time = self._noised(latents(est, self.encoder, self.real, "x0").detach(), t, mine.fork("real"))
+        fake, _ = self._noised(latents(est, self.encoder, self.fake).detach(), t, mine.fork("fake"))
+        return told_apart(self.critic(torch.cat([real, fake]), time.repeat(2)), len(real))
 
-    def _judged(self, images: Tensor, t: Times, rng: Rng) -> list[Tensor]:
-        z_t, _ = noised(self.encoder.encode(images)[0], t, rng, self.path)
-        return self.critic(z_t, self.path.network_time(t).float().to(z_t.device))
+    def _noised(self, z: Tensor, t: Times, rng: Rng) -> tuple[Tensor, Tensor]:
+        """z_t, and the time as the critic is told it."""
+        z_t, _ = noised(z, t, rng, self.path)
+        return z_t, self.path.network_time(t).float().to(z_t.device)
 
 
 class LatentMatching(AbstractPerBatch):
@@ -126,12 +133,12 @@ class LatentMatching(AbstractPerBatch):
         rng = own_numbers(est, f"latent-matching/{self.fake}")
         t = self.times.draw(self.denoiser.path, rng)
         with torch.no_grad():
-            real = gather_rows(self._hidden(tap(est, self.real, est.x0), t, rng.fork("real"))).mean(0)
-        fake = gather_rows(self._hidden(tap(est, self.fake, est.x0_hat), t, rng.fork("fake"))).mean(0)
+            real = gather_rows(self._hidden(latents(est, self.encoder, self.real, "x0"), t, rng.fork("real"))).mean(0)
+        fake = gather_rows(self._hidden(latents(est, self.encoder, self.fake), t, rng.fork("fake"))).mean(0)
         return (fake - real).square().sum() / real.square().sum()
 
-    def _hidden(self, images: Tensor, t: Times, rng: Rng) -> Float[Tensor, "b d"]:
-        z_t, _ = noised(self.encoder.encode(images)[0], t, rng, self.denoiser.path)
+    def _hidden(self, z: Tensor, t: Times, rng: Rng) -> Float[Tensor, "b d"]:
+        z_t, _ = noised(z, t, rng, self.denoiser.path)
         with stopped_after(self.layer) as found:
             self.denoiser(z_t, t)
         flat = found[0].float().flatten(2)
@@ -165,8 +172,8 @@ class ConditionalDenoising(AbstractPerSample):
         rng, path = own_numbers(est, f"denoising/{self.direction}/{self.option}"), self.prior.denoiser.path
         source, target = self.direction.split("2")
         real = self.option == "B"
-        z = self._latent("own", tap(est, f"real_{target}" if real else f"fake_{target}", est.x0_hat), learns=not real)
-        given = self._latent("other", tap(est, f"fake_{source}" if real else f"real_{source}", est.x0_hat), learns=real)
+        z = latents(est, self.prior.own, f"real_{target}" if real else f"fake_{target}")
+        given = latents(est, self.prior.other, f"fake_{source}" if real else f"real_{source}")
         t = self.times.draw(path, rng)
         z_t, eps = noised(z, t, rng, path)
         if self.option == "C":
@@ -176,12 +183,14 @@ class ConditionalDenoising(AbstractPerSample):
             return per_sample((z - (z - step).detach()).square() / 2)
         return per_sample((self._eps(z_t, t, given) - eps).square())
 
-    def _latent(self, which: Literal["own", "other"], images: Tensor, learns: bool) -> Tensor:
-        with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
-            return getattr(self.prior, which).encode(images)[0]
-
     def _eps(self, z_t: Tensor, t: Times, given: Tensor) -> Tensor:
         return noise_of(self.prior.denoiser(z_t, t, {GIVEN: given}), z_t, t, self.prior.denoiser.path)
+
+
+def latents(est: Estimate, encoder: Autoencoder, name: str | None, otherwise: Literal["x0", "x0_hat"] = "x0_hat") -> Tensor:
+    """E(tap), shared by all terms of a step that have the same encoder."""
+    tap(est, name, est.x0)  # raises where there is none
+    return est.encoded(encoder, name or otherwise)
 
 
 def noised(z: Tensor, t: Times, rng: Rng, path: AbstractPath) -> tuple[Tensor, Tensor]:

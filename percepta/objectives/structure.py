@@ -129,11 +129,14 @@ class AdversarialStructure(Structure, TrainsCritic):
         self.rounds, self.anchor = rounds, anchor
         self.limits = {"drift": drift}
         self.start = [p.detach().clone() for p in critic.parameters()]
+        self.moving = False
 
     def __call__(self, est: Estimate) -> Float[Tensor, ""]:
         """For the model's turn: the critic's weights have no gradient, the graph through it stays."""
         held = {name: p.detach() for name, p in self.critic.named_parameters()}
-        gap = self._gap(est, self.rows.real(est.x0), self.rows(est.x0_hat, held))
+        real = self.rows.anew(est.x0) if self.moving else self.rows.real(est.x0)
+        self.moving = False
+        gap = self._gap(est, real, self.rows(est.x0_hat, held))
         with torch.no_grad():
             away, whole = self._away()
             self.told |= {"drift": (away / whole).sqrt()}
@@ -145,6 +148,7 @@ class AdversarialStructure(Structure, TrainsCritic):
     def critic_loss(self, est: Estimate, rng: Rng) -> Float[Tensor, ""]:
         """-L_s, and the anchor where there is one."""
         self.rows.forget()
+        self.moving = True  # what the model's turn finds by the weights after this one is of no use to the next step
         loss = -self._gap(est, self.rows(est.x0), self.rows(est.x0_hat))
         return loss + self.anchor * self._away()[0] / sum(p.numel() for p in self.start) if self.anchor else loss
 

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import diffusers
 from diffusers import DiTTransformer2DModel, SD3Transformer2DModel
 
 from percepta.networks.positions import rewritten
@@ -30,7 +31,7 @@ An adapter for the `{kind}` of `{base.name}`, and for no other weights: those it
 (over names, types, shapes and bytes of their parameters, in the order of the names).
 
 ```python
-{_renewed(adapter, kind) if adapter.renewed else _example(kind, base) + _table(adapter, kind)}
+{_code(adapter, kind)}
 ```
 
 {pipelines}
@@ -40,11 +41,34 @@ card of the base says. If the training changed how the pipeline samples (Percept
 """
 
 
+def _code(adapter: Adapter, kind: str) -> str:
+    """Without Percepta wherever that can be: a class of ours travels in a pipeline, not alone, nor with other classes than its folder says."""
+    if not hasattr(diffusers, kind) and (adapter.renewed or _alone(adapter.base)):
+        folder = _folder(adapter.base)
+        return f"""from percepta.networks import adapt, load_model
+from percepta.peft import load_adapter
+
+network = adapt(load_model("{folder if _alone(adapter.base) else folder / part_of(kind)}"))
+load_adapter(network, "FOLDER")  # this folder; changes network in place. {kind} is a class of Percepta's"""
+    return _renewed(adapter, kind) if adapter.renewed else _example(kind, adapter.base) + _table(adapter, kind)
+
+
+def _folder(base: Base) -> Path:
+    folder = Path(base.name)
+    return folder / "model" if (folder / "model" / "model_index.json").is_file() else folder
+
+
+def _alone(base: Base) -> bool:
+    """Whether the base is a model without a pipeline."""
+    folder = _folder(base)
+    return (folder / "config.json").is_file() and not (folder / "model_index.json").is_file()
+
+
 def _table(adapter: Adapter, kind: str) -> str:
     """Code that loads the class table, which lies in a file beside what peft reads."""
     if not adapter.table:
         return ""
-    bare = "model = " in _example(kind, adapter.base)
+    bare = _alone(adapter.base)
     return f"""
 
 from safetensors.torch import load_file
@@ -67,8 +91,7 @@ def _renewed(adapter: Adapter, kind: str) -> str:
     rows: dict[type, str] = {DiTTransformer2DModel: f"num_embeds_ada_norm={classes}",
                              SD3Transformer2DModel: f"joint_attention_dim={classes + 1}, pooled_projection_dim={classes + 1}"}  # fmt: skip
     said: Any = rows.get(type(model), f"num_class_embeds={classes + 1}")
-    folder = Path(adapter.base.name)
-    folder = folder / "model" if (folder / "model" / "model_index.json").is_file() else folder
+    folder = _folder(adapter.base)
     where = f'"{folder}"' if (folder / "config.json").is_file() else f'"{folder}", subfolder="{part_of(kind)}"'
     return f"""from diffusers import {kind}
 from peft import PeftModel
@@ -86,9 +109,8 @@ def part_of(kind: str) -> str:
 
 def _example(kind: str, base: Base) -> str:
     """Code that puts the adapter on its base: on a part of a pipeline, or on a model that lies alone."""
-    folder = Path(base.name)
-    folder = folder / "model" if (folder / "model" / "model_index.json").is_file() else folder
-    if (folder / "config.json").is_file() and not (folder / "model_index.json").is_file():
+    folder = _folder(base)
+    if _alone(base):
         return f"""from diffusers import {kind}
 from peft import PeftModel
 

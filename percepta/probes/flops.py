@@ -18,6 +18,7 @@ from diffusers import AsymmetricAutoencoderKL, AutoencoderKL
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from percepta.absent import absent
 from percepta.formulation import FLOW, Formulation, LogitNormalTimes, LogNormalTimes, UniformTimes
 from percepta.networks import PRESETS, Autoencoder, Network, build, outline_autoencoder
 from percepta.networks.presets import nearest
@@ -131,6 +132,8 @@ def _autoencoder(name: str) -> Autoencoder:
         cls, config = VAES[name]
         return Autoencoder(cls(**config))
     folder = Path(name)
+    if "/" in name and not folder.exists():
+        raise ValueError(absent(name, "an autoencoder's folder"))
     if not (folder / "config.json").is_file():
         raise ValueError(
             f"{name} is no autoencoder known here{nearest(name, list(VAES))}; known: {', '.join(VAES)}, or a folder with its config.json"

@@ -24,7 +24,7 @@ from percepta.rng import Rng
 from percepta.samplers.front import drawing
 from percepta.spaces.trunks import Trunk, available_trunk
 from percepta.training.method import Method
-from percepta.training.product import Check, Readable, weights_of
+from percepta.training.product import Check, Readable, exporting, weights_of
 from percepta.training.recipe import Context, Recipe
 from percepta.training.settings import Settings
 
@@ -80,7 +80,8 @@ class Coder:
         device = next(self.model.parameters()).device
         latents = torch.cat([self.model.posterior(x.to(device))[0] for x in self.images.split(16)])
         self.model.set_scale(float(latents.std()), float(latents.mean()))
-        self.model.save_pretrained(out)
+        with exporting(out, card) as work:
+            self.model.save_pretrained(work)
 
     def next_command(self, run: Path) -> str:
         return f"percepta train ddpm --vae {run} --data ... --out runs/latent"

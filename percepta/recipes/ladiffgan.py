@@ -6,7 +6,7 @@ First an autoencoder per domain, then a diffusion model of each domain's latents
 all of them, frozen. What the paper's two diffusion losses are in detail is not public: docs/interpretation.md says what is ours, and the alternatives are flags.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,13 +17,14 @@ import torch
 from torch import nn
 
 from percepta.data.domains import Domains, find_domains
+from percepta.data.open import is_shapes, open_source
 from percepta.data.transforms import still
 from percepta.estimate import Translate
-from percepta.networks import load_autoencoder
+from percepta.networks import Autoencoder, load_autoencoder
 from percepta.networks.critics import MultiscaleCritic, PatchCritic, UgatitCritic
 from percepta.networks.cyclegan import CycleganPair
 from percepta.networks.latent_critic import LatentCritic, depth_for
-from percepta.networks.latent_prior import load_prior
+from percepta.networks.latent_prior import load_prior, prior_folder
 from percepta.networks.munit import MunitPair
 from percepta.networks.translation import Direction, Pair
 from percepta.networks.ugatit import UgatitPair
@@ -32,11 +33,12 @@ from percepta.objectives import Term
 from percepta.objectives.adversarial import Adversarial
 from percepta.objectives.diffused import DiffusedAdversarial
 from percepta.objectives.prior import Between, ConditionalDenoising, LatentDiffusionGan, LatentMatching
-from percepta.objectives.translation import CYCLE, IDENTITY, RECONSTRUCTION, Alike, Cam, MeanSquare
+from percepta.objectives.translation import CYCLE, IDENTITY, RECONSTRUCTION, Alike, AlikeInside, Cam, MeanSquare
 from percepta.path import LinearBeta
 from percepta.recipes.autoencoder import TrainAutoencoder
 from percepta.recipes.ddpm import Ddpm
 from percepta.recipes.prior import TrainPrior
+from percepta.spaces.trunks import TRUNKS, Trunk, first_weights, has_trunk
 from percepta.training.data import vae_folder
 from percepta.training.method import Method
 from percepta.training.phases import denoiser_of
@@ -63,6 +65,11 @@ LOSSES: Mapping[str, Weighted] = {  # beside the critics, with the published wei
         ("content", Alike(CONTENTS), 1.0),
     ),
 }  # fmt: skip
+# px from which there is a loss in VGG16, of weight 1: UNIT has it at 256, and below 32 nothing is left to compare
+INSIDE = {"unit": 32, "munit": 512}
+RELU5_3 = 29  # in VGG16's features
+BUILT_IN = "shapes"
+STEPS = 1000  # of the diffusion that supervises
 SEEN = 32  # px: perceptual networks see nothing in smaller images
 PHASE = ("seed", "device", "mixed_precision", "workers", "data_memory", "cache", "dist_timeout", "flip", "on_bad_image")
 
@@ -80,7 +87,7 @@ class TrainLadiffgan(Recipe):
     })  # fmt: skip
     presets = MappingProxyType(PRESETS)
 
-    source: str = "shapes"
+    source: str = BUILT_IN
     """Images of the domain that is translated (A), as --data takes them; or, without --target, a folder with trainA and trainB (testA and testB)."""
     target: str | None = None
     """Images of the domain that they become (B)."""
@@ -99,6 +106,9 @@ class TrainLadiffgan(Recipe):
     """Weight of leaving alone what is of the target domain already (ugatit, cyclegan). Default: as published."""
     cam_weight: float | None = None
     """ugatit: weight of its attention classifier. Default: 1000. Less where the two domains have the same shapes."""
+    vgg_weight: float | None = None
+    """unit, munit: weight of what VGG16 sees in a translation and its source, each channel normalised. Default, where its weights are on this machine: 1, for
+    unit from 32 px up, for munit from 512."""
     diffusion_gan: bool = False
     """The critics see noised images, as much as they can bear (Diffusion-GAN): what LaDiffGAN is compared with."""
 
@@ -140,12 +150,12 @@ class TrainLadiffgan(Recipe):
     """The same of B."""
 
     def __post_init__(self) -> None:
-        for flag in ("cycle_weight", "identity_weight", "cam_weight", "latent_gan_weight", "denoising_weight"):
+        for flag in ("cycle_weight", "identity_weight", "cam_weight", "vgg_weight", "latent_gan_weight", "denoising_weight"):
             value = getattr(self, flag)
             if value is not None and not 0 <= value < float("inf"):
                 raise ValueError(f"--{flag.replace('_', '-')} must be 0 or more, got {value:g}")
-        known = {name for name, *_ in LOSSES[self.generator]}
-        for flag, loss in (("identity_weight", "identity"), ("cam_weight", "cam")):
+        known = {name for name, *_ in LOSSES[self.generator]} | ({"vgg"} if self.generator in INSIDE else set())
+        for flag, loss in (("identity_weight", "identity"), ("cam_weight", "cam"), ("vgg_weight", "vgg")):
             if getattr(self, flag) is not None and loss not in known:
                 raise ValueError(
                     f"--{flag.replace('_', '-')} is not among the losses of --generator {self.generator}: {', '.join(sorted(known))}"
@@ -161,8 +171,15 @@ class TrainLadiffgan(Recipe):
                 raise ValueError(f"--{flag.replace('_', '-')} must be 1 or more, got {getattr(self, flag)}")
         if not self.light and self.generator != "ugatit":
             raise ValueError(f"--no-light belongs to --generator ugatit, and this is {self.generator}: leave it away")
-        for times in (self.latent_times, self.denoising_times):
-            Between.read(times)
+        if sum(filter(None, (self.latent_gan_share, self.denoising_share))) >= 1:
+            raise ValueError(
+                f"--latent-gan-share {self.latent_gan_share:g} and --denoising-share {self.denoising_share:g} leave the critics nothing: together below 1"
+            )
+        for flag, times in (("latent-times", self.latent_times), ("denoising-times", self.denoising_times)):
+            try:
+                Between.read(times).steps(STEPS)
+            except ValueError as error:
+                raise ValueError(f"--{flag}: {error}") from error
 
     @property
     def matches(self) -> bool:
@@ -176,6 +193,12 @@ class TrainLadiffgan(Recipe):
     @property
     def translates(self) -> str | None:
         return self.source
+
+    @property
+    def stands_on(self) -> Mapping[str, Path | str]:
+        used = (("autoencoder", self.matches), ("prior", self.denoises), ("features", self.matches and self.latent_gan == "B"))
+        names = [f"{what}_{domain}" for what, wanted in used if wanted for domain in "ab"]
+        return {f"--{name.replace('_', '-')}": folder for name in names if (folder := self._given(name)) is not None}
 
     def settled(self, settings: Settings) -> tuple[Recipe, Settings]:
         """The target is the data of the run; a test set is what an evaluation compares with."""
@@ -199,18 +222,48 @@ class TrainLadiffgan(Recipe):
         with torch.device("meta"):  # sizes and widths that do not fit are refused before anything is trained
             self._pair(settings.size)
             self._critic(settings.size)
-        given = replace(self, source=domains.train_a, target=domains.train_b)
+        for flag, name in (("--source", domains.train_a), ("--target", domains.train_b)):
+            try:
+                open_source(name, settings.size)
+            except ValueError as error:
+                raise ValueError(f"{flag}: {error}") from error
+        given = replace(self, source=domains.train_a, target=domains.train_b, vgg_weight=self._vgg(settings.size))
         return given, replace(settings, data=domains.train_b, eval_data=judged, conditional="no")
+
+    def _vgg(self, size: int) -> float | None:
+        """The weight of the loss in VGG16, which is asked for only where it can be computed."""
+        if self.generator not in INSIDE:
+            return None
+        if self.vgg_weight is None:
+            return 1.0 if size >= INSIDE[self.generator] and has_trunk("vgg16") else 0.0
+        if self.vgg_weight:
+            first_weights(TRUNKS["vgg16"].weights)  # refused now, and not when the phases are trained
+            if size < SEEN:
+                raise ValueError(
+                    f"--vgg-weight {self.vgg_weight:g}: VGG16 sees nothing in images of {size} px: from {SEEN} px up, or leave it away"
+                )
+        return self.vgg_weight
+
+    def notes(self, settings: Settings) -> Iterable[str]:
+        if settings.size >= INSIDE.get(self.generator, settings.size + 1) and not self.vgg_weight and not has_trunk("vgg16"):
+            yield f"without {self.generator}'s loss in VGG16, whose weights are not on this machine: see percepta doctor"
 
     def _domains(self) -> Domains:
         """A --source that holds both may come with the --target that a run found in it: the command was given again, to go on."""
+        if self.source == BUILT_IN and self.target is not None and not is_shapes(self.target):
+            raise ValueError(f"--target {self.target}: give the --source too, the images that are to become it")
         with suppress(ValueError):
             if self.target is not None and (both := find_domains(self.source)).train_b == self.target:
                 return both
         return find_domains(self.source, self.target)
 
     def prepared(self, settings: Settings, trained: Trained) -> Recipe:
-        """Autoencoders, then what diffuses in their latents."""
+        """Autoencoders, then what diffuses in their latents; what is given is looked at first."""
+        for domain in "ab":
+            if (coder := self._given(f"autoencoder_{domain}")) is not None:
+                vae_folder(str(coder), f"--autoencoder-{domain}")
+            if (prior := self._given(f"prior_{domain}")) is not None:
+                prior_folder(prior, f"--prior-{domain} ")
         told = self.prior_a is not None and self.prior_b is not None  # a prior brings its autoencoders along
         if not self.matches and (told or not self.denoises):
             return self
@@ -279,32 +332,37 @@ class TrainLadiffgan(Recipe):
             weight = usual if asked.get(name) is None else asked[name]
             if weight:
                 yield Term(name, objective, weight)
-        yield from self._latent_gan(context)
-        yield from self._denoising()
+        if weight := self._vgg(context.size):
+            yield Term("vgg", AlikeInside(Trunk("vgg16", taps=(RELU5_3,))), weight)
+        coders: list[Autoencoder] = []  # each is read once, and serves every term
+        yield from self._latent_gan(context, coders)
+        yield from self._denoising(coders)
 
-    def _latent_gan(self, context: Context) -> Iterator[Term]:
+    def _latent_gan(self, context: Context, coders: list[Autoencoder]) -> Iterator[Term]:
         if not self.matches:
             return
         times = Between.read(self.latent_times)
         for domain in "ab":
             coder = load_autoencoder(vae_folder(str(self._folder(f"autoencoder_{domain}")))).requires_grad_(False).eval()
+            coders.append(coder)
             names = {"real": f"real_{domain}", "fake": f"fake_{domain}"}
             if self.latent_gan == "A":
                 critic = LatentCritic(
                     coder.latent_channels, self._width(context.size), depth_for(context.size // coder.factor), context.seed
                 )
-                objective = LatentDiffusionGan(coder, critic, LinearBeta(1000), times, **names)
+                objective = LatentDiffusionGan(coder, critic, LinearBeta(STEPS), times, **names)
             else:
                 objective = LatentMatching(coder, denoiser_of(self._folder(f"features_{domain}")), times, **names)
             share = None if self.latent_gan_share is None else self.latent_gan_share / 2
             yield Term(f"latent-gan/{domain}", objective, self.latent_gan_weight, share=share)
 
-    def _denoising(self) -> Iterator[Term]:
+    def _denoising(self, coders: list[Autoencoder]) -> Iterator[Term]:
         if not self.denoises or self.denoising == "none":
             return
         ways: tuple[tuple[str, Direction], ...] = (("b", "a2b"), ("a", "b2a"))
         for domain, direction in ways:
-            prior = load_prior(self._folder(f"prior_{domain}")).requires_grad_(False).eval()
+            prior = load_prior(self._folder(f"prior_{domain}"), coders)
+            coders += [prior.own, prior.other]
             objective = ConditionalDenoising(prior, direction, self.denoising, Between.read(self.denoising_times))
             share = None if self.denoising_share is None else self.denoising_share / 2
             yield Term(f"denoising/{domain}", objective, self.denoising_weight, share=share)

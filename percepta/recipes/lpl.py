@@ -12,6 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
+from percepta.absent import absent
 from percepta.networks import Autoencoder, Network, outline_autoencoder
 from percepta.objectives import Calibrated, Denoising, LatentPerceptual, Metric, Term
 from percepta.objectives.self_perceptual import SelfPerceptual, frozen_copy
@@ -126,7 +127,7 @@ class TrainLpl(AnyFormulation):
             if self.loss == "self-perceptual":
                 raise ValueError(NEEDS_INIT)
         if self.latent_vgg is not None and not self.latent_vgg.exists():
-            raise ValueError(f"--latent-vgg {self.latent_vgg} does not exist")
+            raise ValueError(f"--latent-vgg {absent(self.latent_vgg)}")
         if settings.vae is not None and (self.layers or self.decode_crop):
             vae = outline_autoencoder(vae_folder(settings.vae))
             self._check_decoder(vae, settings.size // vae.factor)

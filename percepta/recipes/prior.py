@@ -27,7 +27,7 @@ from percepta.samplers import Drawn, check_sampler, sample_images
 from percepta.training.data import vae_folder
 from percepta.training.knobs import OUTPUT, PATHS
 from percepta.training.method import Method
-from percepta.training.product import Check, Readable, eval_steps, weights_of
+from percepta.training.product import Check, Readable, eval_steps, exporting, weights_of
 from percepta.training.recipe import Context, Recipe
 from percepta.training.settings import Settings
 
@@ -99,7 +99,8 @@ class Given:
         return sample_images(self.denoiser, how, shape, rng, {GIVEN: self.other.encode(x)[0]}, self.own, check)
 
     def export(self, out: Path, card: Mapping[str, Any]) -> None:
-        save_prior(out, self.denoiser, self.own, self.other)
+        with exporting(out, card) as work:
+            save_prior(work, self.denoiser, self.own, self.other)
 
     def next_command(self, run: Path) -> str:
         return "percepta train ladiffgan --source ... --target ... --out runs/ladiffgan"
@@ -123,6 +124,10 @@ class TrainPrior(Recipe):
     """Noise schedule."""
     timesteps: int = 1000
     """Steps of the schedule."""
+
+    @property
+    def stands_on(self) -> Mapping[str, Path | str]:
+        return {flag: given for flag, given in (("--own", self.own), ("--other", self.other)) if given is not None}
 
     def formulation(self) -> Formulation:
         return Formulation(PATHS[self.schedule](self.timesteps), OUTPUT[self.predict])

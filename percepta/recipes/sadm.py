@@ -26,7 +26,7 @@ from percepta.training.settings import Settings
 
 MICRO = 16  # images that go through the space together, unless --micro-batch says otherwise
 SHARE, START = 0.2, 0.01  # of the gradient, and the weight that begins to follow it
-CRITICS = ("critic_lr", "critic_clip", "critic_anchor", "critic_drift")
+CRITICS = ("critic_lr", "critic_clip", "critic_weight_decay", "critic_anchor", "critic_drift")
 ADVERSARIAL = 7  # one step in so many is adversarial, as 4,000 of 28,000 are in the paper's fine-tuning
 
 EDM: Mapping[str, Any] = {  # as EDM has it; the length is that of the paper's second stage, the first is "until convergence"
@@ -105,6 +105,8 @@ class TrainSadm(AnyFormulation, WithAugment):
     """Learning rate of the critic, on the schedule of --lr."""
     critic_clip: float | None = 1.0
     """Largest norm of the critic's gradient."""
+    critic_weight_decay: float = 0.0
+    """AdamW's decay of the critic, which pulls it from the space that it began as to zero; --weight-decay is the denoiser's alone."""
     critic_anchor: float = 0.0
     """Weight of the critic's mean squared distance from the space that it began as: keeps it near."""
     critic_drift: float = 0.3
@@ -125,8 +127,9 @@ class TrainSadm(AnyFormulation, WithAugment):
         ):
             if value is not None and not 0 < value < float("inf"):
                 raise ValueError(f"--{flag} must be above 0, got {value:g}")
-        if not 0 <= self.critic_anchor < float("inf"):
-            raise ValueError(f"--critic-anchor must be 0 or more, got {self.critic_anchor:g}")
+        for flag, value in (("critic-anchor", self.critic_anchor), ("critic-weight-decay", self.critic_weight_decay)):
+            if not 0 <= value < float("inf"):
+                raise ValueError(f"--{flag} must be 0 or more, got {value:g}")
         if self.structure_weight == 0 and self.structure_share is not None:
             raise ValueError(
                 "--structure-share asks for a part of the gradient, and --structure-weight 0 leaves the structure out: leave one away"
@@ -134,31 +137,67 @@ class TrainSadm(AnyFormulation, WithAugment):
 
     def settled(self, settings: Settings) -> tuple[Recipe, Settings]:
         """--steps, --sg-steps, --sat-steps and --rounds: two or three of them say the rest."""
-        told = settings.steps != self.default_settings().steps
+        if self.structure_weight == 0 and self.sat_steps:
+            raise ValueError(
+                f"--structure-weight 0 leaves the structure out, and --sat-steps {self.sat_steps} train a critic of it: give --sat-steps 0 "
+                "(where --sg-steps are given they are then all steps), or leave the weight away"
+            )
+        goes_on = settings.resume and (self.folder(settings) / "config.json").is_file()
+        told = goes_on or settings.steps != self.default_settings().steps
         if self.sg_steps is None:
-            if settings.steps % self.rounds:
-                raise ValueError(
-                    f"--steps {settings.steps} are not {self.rounds} rounds of equal length: choose a multiple, or give --sg-steps"
-                )
-            each = settings.steps // self.rounds
-            sat = each // ADVERSARIAL if self.sat_steps is None else self.sat_steps
-            if sat > each:
-                raise ValueError(
-                    f"--sat-steps {sat} are more than the {each} steps of a round: give --sg-steps instead of --steps, or more --steps"
-                )
-            return replace(self, sg_steps=each - sat, sat_steps=sat), settings
+            return self._shared_out(settings), settings
         sat = self.sat_steps
         if sat is None:  # what --steps leaves
-            sat = max(0, settings.steps // self.rounds - self.sg_steps) if told else 0
-        total = self.rounds * (self.sg_steps + sat)
-        if not total:
+            sat = max(0, settings.steps // self.rounds - self.sg_steps) if told and self.structure_weight != 0 else 0
+        if not self.sg_steps + sat:
             raise ValueError("--sg-steps 0 with --sat-steps 0 trains nothing")
-        if told and settings.steps != total and not settings.resume:
+        whole = replace(self, sat_steps=sat)
+        if goes_on and settings.steps > whole.total:
+            whole = whole._extended(settings.steps)
+        if told and settings.steps != whole.total:
             raise ValueError(
-                f"--steps {settings.steps} is not what --sg-steps {self.sg_steps}, --sat-steps {sat} and --rounds {self.rounds} come to, {total}: "
-                f"leave it away, or where a preset says it, give --steps {total}"
+                f"--steps {settings.steps} is not what --sg-steps {self.sg_steps}, --sat-steps {sat} and --rounds {self.rounds} come to, "
+                f"{whole.total}: leave it away, or where a preset or the run so far says it, give --steps {whole.total}"
             )
-        return replace(self, sat_steps=sat), settings if told else replace(settings, steps=total)
+        return whole, settings if told else replace(settings, steps=whole.total)
+
+    def _shared_out(self, settings: Settings) -> "TrainSadm":
+        """--steps in rounds of equal length, and each of them in its two stages."""
+        if settings.steps % self.rounds:
+            raise ValueError(
+                f"--steps {settings.steps} are not {self.rounds} rounds of equal length: choose a multiple, or give --sg-steps"
+            )
+        each = settings.steps // self.rounds
+        usual = 0 if self.structure_weight == 0 else each // ADVERSARIAL
+        sat = usual if self.sat_steps is None else self.sat_steps
+        if sat > each:
+            raise ValueError(
+                f"--sat-steps {sat} are more than the {each} steps of a round: give --sg-steps instead of --steps, or more --steps"
+            )
+        return replace(self, sg_steps=each - sat, sat_steps=sat)
+
+    def _extended(self, steps: int) -> "TrainSadm":
+        """A run that goes on beyond its end has further rounds like those before; without a critic there is nothing to round up to."""
+        assert self.sg_steps is not None and self.sat_steps is not None
+        if not self.sat_steps:
+            return replace(self, sg_steps=steps, rounds=1)
+        each = self.sg_steps + self.sat_steps
+        if steps % each:
+            up = -(-steps // each)
+            raise ValueError(
+                f"a run of rounds of {each} steps goes on by whole rounds, and --steps {steps} end within one: give --steps {up * each} "
+                f"for {up} rounds" + (f", or {(up - 1) * each} for {up - 1}" if (up - 1) * each > self.total else "")
+            )
+        return replace(self, rounds=steps // each)
+
+    @property
+    def total(self) -> int:
+        return self.rounds * ((self.sg_steps or 0) + (self.sat_steps or 0))
+
+    @property
+    def lengths(self) -> frozenset[str]:
+        """Without a critic a round is all that there is."""
+        return frozenset({"rounds"} if self.sat_steps else {"rounds", "sg_steps"})
 
     def check(self, settings: Settings) -> None:
         super().check(settings)
@@ -181,7 +220,7 @@ class TrainSadm(AnyFormulation, WithAugment):
         method = denoising_method(context, formulation, weight, self.cond_dropout, "unet-pocket", sampler, terms, self.augment)
         assert isinstance(method.estimate, Denoise)
         method.estimate = replace(method.estimate, micro=context.micro_batch, one_time=self.times_per == "batch")
-        method.paces = {term.name: Pace(self.critic_lr, self.critic_clip) for term in terms}
+        method.paces = {term.name: Pace(self.critic_lr, self.critic_clip, self.critic_weight_decay) for term in terms}
         return method
 
     def _terms(self, context: Context) -> Iterator[Term]:

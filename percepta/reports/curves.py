@@ -1,19 +1,22 @@
 """Lines of a run as charts: what is drawn in which chart, thinned so that a long run stays a small page.
 
-A chart is a plain record that the page's own script draws: {"id", "title", "about", "unit", "log", "lines": [...]}; a line has x (steps),
+A chart is a plain record that the page's own script draws: {"id", "title", "about", "unit", "log", "lines": [...]}, `log` where that axis fits; a line has x (steps),
 y, and where it was thinned lo and hi, the least and greatest value of each stretch: no spike is lost. A gap (NaN, infinity) is None.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from percepta.reports.numbers import differences, direction, spoken
+from percepta.reports.names import direction, hundredfold, parts, spoken
+from percepta.reports.numbers import differences
+from percepta.reports.players import NORM, SHARE, TRANSLATOR, Player, owner, players, worded
 from percepta.reports.run import Judged, Run, number
 
 POINTS = 400  # at most so many points a line, in a page of few runs
 ALL_POINTS = 60_000  # and so many in all charts of a page
 TERMS = 5  # colours of terms begin there, so that they are not taken for runs
 NOT_TERMS = {"step", "images", "lr", "bad_steps"}
+SPAN = 100  # times the least value: from there a curve is drawn on a logarithmic axis, unless the reader wants another
 MEAN = "mean of the steps since the point before"
 
 Chart = dict[str, Any]
@@ -58,20 +61,26 @@ def keys_of(runs: Sequence[Run], wanted: Callable[[str], bool]) -> list[str]:
 
 
 def training_charts(runs: Sequence[Run]) -> dict[str, list[Chart]]:
-    """The charts of training by group: terms, what is told beside them, shares, optimizer, machine."""
-    losses = keys_of(runs, lambda k: k not in NOT_TERMS and not k.startswith(("grad_norm/", "share/")))
+    """The charts of training by group: terms, what is told beside them, shares, optimizer, machine. Where a critic plays, `panels` has a group per
+    player instead of terms and what is told: {"title", "about", "charts"}."""
+    losses = keys_of(runs, lambda k: k not in NOT_TERMS and not k.startswith((NORM, SHARE)))
     told = [k for k in losses if k.startswith("weight/") or k.rpartition("/")[0] in losses]  # "structure/drift" beside "structure"
     terms = [k for k in losses if k not in told]
-    norms = keys_of(runs, lambda k: k.startswith("grad_norm/"))
-    shares = keys_of(runs, lambda k: k.startswith("share/"))
+    norms, shares = keys_of(runs, lambda k: k.startswith(NORM)), keys_of(runs, lambda k: k.startswith(SHARE))
     lines = max(1, sum(len(run.metrics[-1]) if run.metrics else 1 for run in runs) + 2 * len(runs))
     most = max(40, min(POINTS, ALL_POINTS // (3 * lines)))
+    cast = players(runs, losses)
     groups = {
-        "terms": [_chart(runs, k, k, MEAN, "", most) for k in terms],
-        "told": [_chart(runs, k, k, "" if k.startswith("weight/") else MEAN, "", most) for k in told],
+        "panels": _panels(runs, cast, [*terms, *told, *norms], most),
+        "terms": [] if cast else [_chart(runs, k, k, MEAN, "", most) for k in terms],
+        "told": [] if cast else [_chart(runs, k, k, "" if k.startswith("weight/") else MEAN, "", most) for k in told],
         "shares": [_share_chart(run, shares, most) for run in runs] if shares else [],
         "optimizer": [
-            *(_chart(runs, k, f"Gradient norm: {k.removeprefix('grad_norm/')}", "before clipping", "", most) for k in norms),
+            *(
+                []
+                if cast
+                else [_chart(runs, k, f"Gradient norm: {k.removeprefix(NORM)}", "before clipping", "", most) for k in norms]
+            ),
             _chart(runs, "lr", "Learning rate", "", "", most),
             _chart(runs, "bad_steps", "Steps without a finite loss", "skipped so far", "", most),
         ],
@@ -80,20 +89,43 @@ def training_charts(runs: Sequence[Run]) -> dict[str, list[Chart]]:
             _chart(runs, "memory_mib", "Memory", "at its highest", "MiB", most, timing=True),
         ],
     }
-    return {group: [chart for chart in charts if chart and chart["lines"]] for group, charts in groups.items()}
+    return {group: [chart for chart in charts if chart.get("lines") or chart.get("charts")] for group, charts in groups.items()}
+
+
+def _panels(runs: Sequence[Run], cast: Sequence[Player], keys: Sequence[str], most: int) -> list[dict[str, Any]]:
+    """The charts of each player, under names that a reader knows; the note has the key of the log."""
+    names, out = [player.name for player in cast], []
+    for player in cast:
+        charts = []
+        for key in keys:
+            if owner(key, names) == player.name:
+                title, about = worded(key, all(run.recipe == TRANSLATOR for run in runs if any(key in one for one in run.metrics)))
+                note = " ".join(part for part in (about, f"({key})" if title != key else "") if part)
+                charts.append(_chart(runs, key, title, note, "", most))
+        out.append({"title": player.title, "about": player.about, "charts": [chart for chart in charts if chart["lines"]]})
+    return out
 
 
 def _chart(runs: Sequence[Run], key: str, title: str, about: str, unit: str, most: int, timing: bool = False) -> Chart:
     drawn = [line(k, run.name, run.timing if timing else run.metrics, key, most) for k, run in enumerate(runs)]
-    return {"id": key, "title": title, "about": about, "unit": unit, "lines": [one for one in drawn if one]}
+    lines = [one for one in drawn if one]
+    return {"id": key, "title": title, "about": about, "unit": unit, "log": key != "lr" and spans(lines), "lines": lines}
+
+
+def spans(lines: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a logarithmic axis fits: all is above zero, and the greatest value so many times the least."""
+    values = [v for one in lines for part in ("lo", "y", "hi") for v in one.get(part, ()) if v is not None]
+    return bool(values) and min(values) > 0 and max(values) > SPAN * min(values)
 
 
 def _share_chart(run: Run, shares: Sequence[str], most: int) -> Chart:
     """One run's terms together: their shares add up to the whole gradient."""
-    drawn = [line(k + TERMS, key.removeprefix("share/"), run.metrics, key, most) for k, key in enumerate(shares)]
+    terms = [key.removeprefix(SHARE) for key in shares]
+    named = {term: worded(term, run.recipe == TRANSLATOR)[0] for term in terms}
+    drawn = [line(k + TERMS, named[term], run.metrics, SHARE + term, most) for k, term in enumerate(terms)]
     return {
         "id": f"share/{run.name}", "title": f"Share of the gradient: {run.name}", "about": "of each term, at the steps where it was measured",
-        "unit": "share", "lines": [one for one in drawn if one],
+        "unit": "share", "log": False, "lines": [one for one in drawn if one],
     }  # fmt: skip
 
 
@@ -109,13 +141,24 @@ def evaluation_charts(runs: Sequence[Run]) -> tuple[list[Chart], list[str]]:
     if decisive:
         notes.append(f"the runs were measured in different ways, so that their curves cannot be compared: {'; '.join(decisive)}")
     charts = []
-    for name in dict.fromkeys(name for alike in dated for judged in alike for name in judged.metrics):
+    every = dict.fromkeys(name for alike in dated for judged in alike for name in judged.metrics)
+    order = list(dict.fromkeys(parts(name)[:2] for name in every))
+    for name in sorted(every, key=lambda name: (order.index(parts(name)[:2]), parts(name)[2])):  # both directions beside each other
         drawn = [one for k, run in enumerate(runs) if (one := _judged_line(k, run.name, dated[k], name))]
         if any(len(one["x"]) > 1 for one in drawn):
             spaces = {str(j.metrics[name].get("space") or "") for alike in dated for j in alike if name in j.metrics}
             space = spaces.pop() if len(spaces) == 1 else ""
             better = f"{direction(name)} is better" if direction(name) else ""
-            charts.append({"id": f"evaluation/{name}", "title": spoken(name, space), "about": better, "unit": "", "lines": drawn})
+            charts.append(
+                {
+                    "id": f"evaluation/{name}",
+                    "title": spoken(name, space),
+                    "about": better,
+                    "unit": "",
+                    "log": spans(drawn),
+                    "lines": drawn,
+                }
+            )
     return charts, notes
 
 
@@ -131,7 +174,9 @@ def comparable(run: Run) -> tuple[list[Judged], list[str]]:
 
 
 def _judged_line(place: int, run: str, dated: Sequence[Judged], name: str) -> dict[str, Any] | None:
-    points = [(j.step, number(j.metrics[name].get("value")), j.metrics[name]) for j in dated if name in j.metrics]
+    times = 100 if hundredfold(name) else 1
+    found = [(j.step, number(j.metrics[name].get("value")), j.metrics[name]) for j in dated if name in j.metrics]
+    points = [(step, None if value is None else times * value, told) for step, value, told in found]
     known = [(step, value) for step, value, _ in points if value is not None]
     if not known:
         return None
@@ -140,7 +185,9 @@ def _judged_line(place: int, run: str, dated: Sequence[Judged], name: str) -> di
     out["y"] = [rounded(p[1]) for p in points]
     if any(s is not None for s in spread):
         for side, sign in (("lo", -1), ("hi", 1)):
-            out[side] = [None if v is None else rounded(v + sign * (s or 0)) for (_, v, _), s in zip(points, spread, strict=True)]
+            out[side] = [
+                None if v is None else rounded(v + sign * times * (s or 0)) for (_, v, _), s in zip(points, spread, strict=True)
+            ]
     out["marked"] = [bool(p[2].get("contaminated")) for p in points]
     least = min(known, key=lambda p: p[1])
     out |= {"first": rounded(known[0][1]), "last": rounded(known[-1][1]), "least": rounded(least[1]), "least_at": least[0]}

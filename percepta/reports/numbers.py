@@ -4,50 +4,13 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from percepta.reports.names import ABOUT, WAYS, direction, hundredfold, parts, spoken
 from percepta.reports.run import Judged, Run, number
 
-HIGHER = ("is", "precision", "recall", "density", "coverage", "lpips-diversity")
-LOWER = ("fid", "sfid", "kid", "cmmd", "clip-fd", "fd-dinov2")
-NAMES = {
-    "fid": "FID", "sfid": "sFID", "is": "Inception Score", "kid": "KID", "precision": "Precision", "recall": "Recall",
-    "density": "Density", "coverage": "Coverage", "clip-fd": "CLIP-FD", "fd-dinov2": "FD-DINOv2", "cmmd": "CMMD",
-    "lpips-diversity": "LPIPS diversity",
-}  # fmt: skip
-MOVABLE = ("fid", "kid", "precision", "recall", "density", "coverage")  # those that follow --space
-ABOUT = {
-    "fid": "how far the features of both sets lie apart, as two Gaussians: means and covariances together. In squared units of the features; 0 is equal",
-    "sfid": "the same on features that still know where in the image they are: whether things stand in the right place",
-    "is": "whether each image is clearly of one class, and all classes occur. It never sees real images",
-    "kid": "how far the features lie apart without taking them for Gaussian; its mean does not depend on the number of images. The spread is that over subsets",
-    "precision": "the share of generated images that lie among the real ones: do they look right? From 0 to 1",
-    "recall": "the share of real images that lie among the generated ones: does the model make all kinds? From 0 to 1",
-    "density": "as precision, but an outlier among the real images counts little; may exceed 1",
-    "coverage": "the share of real images that have a generated one near them. From 0 to 1",
-    "clip-fd": "a Frechet distance in what CLIP sees: meaning more than texture",
-    "fd-dinov2": "a Frechet distance in what DINOv2 sees, which agrees best with people's judgement",
-    "cmmd": "a distance in what CLIP sees that takes nothing for Gaussian",
-    "lpips-diversity": "how different pairs of generated images look; the real set's own value is what it should be near, noise has more",
-}  # fmt: skip
 # a protocol says much that does not make numbers incomparable: which folder, which versions; these parts do
 DECISIVE = ("reference.fingerprint", "generated.count", "generated.transform", "reference.transform", "dialect.", "extractors.")
 DRAWN = "generated.drawn."
 NOT_DRAWN = ("source", "weights", "num", "seed", "percepta")
-
-
-def direction(metric: str) -> str:
-    """lower, higher, or nothing where it is not known which is better. `kid@SPACE` is as good as `kid`."""
-    name = metric.split("@")[0]
-    return "higher" if name in HIGHER else "lower" if name in LOWER else ""
-
-
-def spoken(metric: str, space: str = "") -> str:
-    """A metric's name for readers: `kid@dinov2` is KID in dinov2. FID is said only of Inception's features, and which where not 2048."""
-    base, _, other = metric.partition("@")
-    where = f" in {other or space}" if other or space not in ("", "inception-2048") else ""
-    if base == "fid" and where:
-        layer = (other or space).removeprefix("inception-")
-        return f"FID-{layer}" if layer.isdigit() else f"Frechet distance{where}"
-    return NAMES.get(base, base) + (where if base in MOVABLE else "")
 
 
 def shown(value: Any, digits: int = 4) -> str:
@@ -81,7 +44,7 @@ def differences(protocols: Sequence[Mapping[str, Any]]) -> tuple[list[str], list
         if len(values) < 2:
             continue
         text = f"{key} ({' or '.join(v if len(v) <= 24 else v[:12] + '…' for v in values)})"
-        if key.startswith(DECISIVE):
+        if key.removeprefix("b2a.").startswith(DECISIVE):
             decisive.append(text)
         elif key.startswith(DRAWN) and key.removeprefix(DRAWN) not in NOT_DRAWN:
             drawn.append(text)
@@ -89,21 +52,23 @@ def differences(protocols: Sequence[Mapping[str, Any]]) -> tuple[list[str], list
 
 
 def metric_table(runs: Sequence[Run]) -> dict[str, Any]:
-    """Rows by metric, a cell per run that was evaluated; marks for the best and for those trained against."""
-    columns: list[tuple[Run, Judged]] = [(run, run.latest) for run in runs if run.latest is not None]
-    decisive, drawn = differences([judged.protocol for _, judged in columns]) if len(columns) > 1 else ([], [])
-    names = list(dict.fromkeys(name for _, judged in columns for name in judged.metrics))
+    """Rows by metric, a cell per run that was evaluated, of a translator one per direction; marks for the best and for those trained against."""
+    judged: list[tuple[Run, Judged]] = [(run, run.latest) for run in runs if run.latest is not None]
+    columns = [(run, one, way) for way in ("", *WAYS) for run, one in judged if way in _ways(one)]
+    decisive, drawn = differences([one.protocol for _, one in judged]) if len(judged) > 1 else ([], [])
+    names = list(dict.fromkeys(_either_way(name) for _, one in judged for name in one.metrics))
     notes: list[str] = []
     rows = []
     for name in names:
-        cells = [_cell(judged.metrics.get(name), notes) for _, judged in columns]
-        if not decisive:
-            _mark_best(name, cells)
+        cells = [_cell(_found(one, name, way), notes, 100 if hundredfold(name) else 1) for _, one, way in columns]
+        for way in () if decisive else ("", *WAYS):
+            _mark_best(name, [cell for cell, (*_, its) in zip(cells, columns, strict=True) if its == way])
         rows.append(_row(name, cells))
     return {
-        "columns": [_column(run, judged) for run, judged in columns],
+        "columns": [_column(*column, several=len(runs) > 1) for column in columns],
+        "judged": [_told(run, one) for run, one in judged],
         "about": _about(names, rows),
-        "warnings": _warnings(columns),
+        "warnings": _warnings(judged),
         "rows": rows,
         "notes": notes,
         "contaminated": any(cell and cell["contaminated"] for row in rows for cell in row["cells"]),
@@ -111,6 +76,36 @@ def metric_table(runs: Sequence[Run]) -> dict[str, Any]:
         "decisive": decisive,
         "drawn": drawn,
     }
+
+
+def _either_way(metric: str) -> str:
+    """A translator's row has both directions: fid/a2b and fid/b2a are of the row fid/a2b."""
+    bare, slash, way = metric.rpartition("/")
+    return f"{bare}/a2b" if slash and way in WAYS else metric
+
+
+def _ways(judged: Judged) -> list[str]:
+    """The directions of an evaluation, each a column; the empty one is of what has none."""
+    there = {parts(name)[2] for name in judged.metrics}
+    return [way for way in ("", *WAYS) if way in there]
+
+
+def _found(judged: Judged, row: str, way: str) -> Mapping[str, Any] | None:
+    """The value of a row in the column of a direction, with what real images have where that is known."""
+    name, _, of = parts(row)
+    if bool(of) != bool(way):
+        return None
+    value = judged.metrics.get(f"{row.rpartition('/')[0]}/{way}" if way else row)
+    back = judged.protocol.get("b2a")
+    real = [
+        dict(flat(part)).get(f"real.{name}")
+        for part in (back if way == "b2a" else None, judged.protocol)
+        if isinstance(part, Mapping)
+    ]
+    ceiling = next((one for one in map(number, real) if one is not None), None)
+    if value is None or ceiling is None or value.get("note"):
+        return value
+    return {**value, "note": f"Read by a program that is right on {100 * ceiling:.4g} % of real images"}
 
 
 def sweep_table(sweep: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -144,25 +139,30 @@ def _about(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[tupl
     """What each metric of the table says, once, under the name that it has there."""
     first = {}
     for name, row in zip(names, rows, strict=True):
-        first.setdefault(name.partition("@")[0], row["name"])
+        first.setdefault(parts(name)[0], row["name"])
     return [(said, ABOUT[base]) for base, said in first.items() if base in ABOUT]
 
 
 def _row(name: str, cells: Sequence[dict[str, Any] | None]) -> dict[str, Any]:
-    base, _, space = name.partition("@")
+    base, space, _ = parts(name)
     spaces = sorted({cell["space"] for cell in cells if cell and cell["space"]})
     said = spoken(base, space or (spaces[0] if len(spaces) == 1 else "")).partition(" in ")[0]  # the space has a line of its own
+    said += " × 100" if hundredfold(name) else ""
     return {"name": said, "space": space or ", ".join(spaces), "better": direction(name), "cells": cells}
 
 
-def _column(run: Run, judged: Judged) -> dict[str, Any]:
-    generated = judged.protocol.get("generated")
-    count = number(generated.get("count")) if isinstance(generated, Mapping) else None
+def _column(run: Run, judged: Judged, way: str, several: bool) -> dict[str, Any]:
+    """The head of a column: the run, or of a single translator the direction."""
+    part = judged.protocol.get("b2a") if way == "b2a" else None
+    sides = [one.get("generated") for one in (part, judged.protocol) if isinstance(one, Mapping)]
+    counts = [number(one.get("count")) for one in sides if isinstance(one, Mapping)]
     label = "" if judged.label == "evaluation" else judged.label  # the name of the file says nothing to a reader
-    told = ", ".join(part for part in (label, f"{count:,.0f} images" if count is not None else "") if part)
-    return {
-        "run": run.name, "label": told, "step": judged.step, "protocol": [(key, "none" if value is None else value) for key, value in flat(judged.protocol)],
-    }  # fmt: skip
+    said = (WAYS[way] if way and several else "", label, *(f"{count:,.0f} images" for count in counts[:1] if count is not None))
+    return {"run": WAYS[way] if way and not several else run.name, "label": ", ".join(filter(None, said)), "step": judged.step}
+
+
+def _told(run: Run, judged: Judged) -> dict[str, Any]:
+    return {"run": run.name, "protocol": [(key, "none" if value is None else value) for key, value in flat(judged.protocol)]}
 
 
 def _warnings(columns: Sequence[tuple[Run, Judged]]) -> list[dict[str, Any]]:
@@ -175,9 +175,10 @@ def _warnings(columns: Sequence[tuple[Run, Judged]]) -> list[dict[str, Any]]:
     return [{"text": text, "runs": [] if len(names) == len(columns) else names} for text, names in about.items()]
 
 
-def _cell(value: Mapping[str, Any] | None, notes: list[str]) -> dict[str, Any] | None:
+def _cell(value: Mapping[str, Any] | None, notes: list[str], times: int = 1) -> dict[str, Any] | None:
     if value is None:
         return None
+    value = {key: v * times if key in ("value", "std") and number(v) is not None else v for key, v in value.items()}
     note = str(value.get("note") or "")
     if note and note not in notes:
         notes.append(note)

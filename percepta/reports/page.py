@@ -7,18 +7,21 @@ import base64
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from percepta._version import __version__
+from percepta.reports.commands import commands
 from percepta.reports.curves import evaluation_charts, training_charts
-from percepta.reports.facts import commands, fact_table, facts, lede, state
+from percepta.reports.facts import fact_table, facts, lede, state
 from percepta.reports.numbers import flat, metric_table, sweep_table
 from percepta.reports.pictures import GRIDS, PAGE, chosen, picture
-from percepta.reports.run import Run, read_runs
+from percepta.reports.run import Grid, Run, read_runs
+from percepta.reports.translations import Cut, blocks, comparable_strips, cut
 
 TEMPLATES = Path(__file__).with_name("templates")
 HOW_DRAWN = ("shows", "sampler", "steps", "spacing", "eta", "clip", "guidance", "seed", "num", "weights")
@@ -61,7 +64,10 @@ def contents(runs: Sequence[Run]) -> dict[str, Any]:
     charts = training_charts(runs)
     evaluations, told = evaluation_charts(runs)
     shown = [_run(run, k, len(runs)) for k, run in enumerate(runs)]
-    everything = [chart for group in (*charts.values(), evaluations) for chart in group]
+    ways = blocks([(run["name"], run["cuts"]) for run in shown])
+    laid = [_comparable(run, k, ways) for k, run in enumerate(shown)]
+    groups = {**charts, "panels": [chart for panel in charts["panels"] for chart in panel["charts"]], "evaluations": evaluations}
+    everything = [chart for group in groups.values() for chart in group]
     for k, chart in enumerate(everything):
         chart["id"] = f"chart-{k}"  # a name of ours in the page, whatever a term is called
     return {
@@ -75,13 +81,15 @@ def contents(runs: Sequence[Run]) -> dict[str, Any]:
         "charts": charts,
         "evaluations": evaluations,
         "told": told,
-        "steps": sorted({grid["step"] for run in shown for grid in run["grids"]}),
+        "ways": ways,
+        "laid": max(Counter(one.get("of") for grids in laid for one in grids).values(), default=0) > 1,
+        "steps": sorted(
+            {one["step"] for run in shown for one in run["grids"]} | {one.step for run in shown for one in run["cuts"]}
+        ),
         "data": {
             "charts": {chart["id"]: chart for chart in everything},
             "batches": [run.settings.get("batch") if isinstance(run.settings.get("batch"), int) else 1 for run in runs],
-            "runs": [
-                {"name": run["name"], "grids": [{k: g[k] for k in ("id", "step", "how")} for g in run["grids"]]} for run in shown
-            ],
+            "runs": [{"name": run["name"], "grids": grids} for run, grids in zip(shown, laid, strict=True)],
         },
     }
 
@@ -112,9 +120,11 @@ def policy_hash(text: str) -> str:
 def _run(run: Run, place: int, of: int) -> dict[str, Any]:
     """A run as the template reads it; pictures that cannot be read are left out and named in its notes."""
     notes = list(run.notes)
-    grids = []
+    grids, cuts = [], []
     for grid in chosen(run.grids, of):
-        if (drawn := _picture(grid.path, PAGE // GRIDS, notes)) is not None:
+        if (parts := _cut(grid, notes)) is not None:
+            cuts.append(parts)
+        elif (drawn := _picture(grid.path, PAGE // GRIDS, notes)) is not None:
             how = {key: grid.protocol[key] for key in HOW_DRAWN if key in grid.protocol}
             grids.append({"id": f"grid-{place}-{grid.step}", "step": grid.step, "picture": drawn, "how": how})
     panels = []
@@ -124,17 +134,36 @@ def _run(run: Run, place: int, of: int) -> dict[str, Any]:
     return {
         "name": run.name, "recipe": run.recipe, "lede": lede(run), "state": state(run), "facts": facts(run), "commands": commands(run),
         "settings": [(k, "none" if v is None else v) for k, v in flat({"knobs": run.config.get("knobs"), **run.settings})],
-        "grids": grids, "all_grids": len(run.grids), "how": how_drawn(grids[-1]["how"]) if grids else "",
+        "grids": grids, "cuts": cuts, "all_grids": len(run.grids), "how": how_drawn(grids[-1]["how"]) if grids else "",
         "panels": panels, "judged": bool(run.latest), "sweep": sweep_table(run.sweep), "notes": notes,
     }  # fmt: skip
+
+
+def _comparable(run: Mapping[str, Any], place: int, ways: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The pictures of a run that can be laid over others: its grids, or its translations by direction."""
+    whole = [{k: grid[k] for k in ("id", "step", "how")} for grid in run["grids"]]
+    return whole + [one for block in ways for owner, one in comparable_strips(block) if owner == place]
+
+
+def _cut(grid: Grid, notes: list[str]) -> Cut | None:
+    try:
+        return cut(grid)
+    except ValueError as error:
+        _note(notes, str(error))
+        return None
 
 
 def _picture(path: Path, budget: int, notes: list[str]) -> Any:
     try:
         return picture(path, budget)
     except ValueError as error:
-        notes.append(str(error))
+        _note(notes, str(error))
         return None
+
+
+def _note(notes: list[str], text: str) -> None:
+    if text not in notes:
+        notes.append(text)
 
 
 def how_drawn(how: dict[str, Any]) -> str:

@@ -31,18 +31,28 @@ def picture(path: Path, budget: int = 400_000) -> Picture:
     """A picture file, re-encoded to about `budget` bytes at most; ValueError where it is none."""
     if path.suffix.lower() == ".svg":
         return Picture(f"data:image/svg+xml;base64,{_base64(path.read_bytes())}", 0, 0)
+    return encoded(opened(path), budget)
+
+
+def opened(path: Path) -> Image.Image:
+    """The pixels of a file, RGB; ValueError where it is no picture."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as opened:
-                image = opened.convert("RGB")
+            with Image.open(path) as image:
+                return image.convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError(f"{path} is not a picture that can be read: {error}") from None
+
+
+def encoded(image: Image.Image, budget: int) -> Picture:
+    """Pixels for the page, in about `budget` bytes at most."""
     width, height = image.size
     if max(image.size) > SIDE:
+        image = image.copy()
         image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
     data = _webp(image, lossless=True)
-    if len(data) > SMALL:
+    if len(data) > min(SMALL, budget):
         lossy = _webp(image, quality=86)
         data = lossy if len(lossy) < 0.8 * len(data) or len(data) > budget else data  # few colours are smaller without loss
     while len(data) > budget and min(image.size) > 64:

@@ -11,6 +11,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from percepta.absent import absent
+
 FIGURES = ("figures", "evaluation/figures", "evaluation")
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".svg")
 
@@ -72,6 +74,11 @@ class Run:
         return _mapping(self.config.get("settings"))
 
     @property
+    def knobs(self) -> Mapping[str, Any]:
+        """The flags of its recipe."""
+        return _mapping(self.config.get("knobs"))
+
+    @property
     def resolved(self) -> Mapping[str, Any]:
         return _mapping(self.config.get("resolved"))
 
@@ -119,8 +126,8 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
 
 def read_run(root: Path, name: str | None = None) -> Run:
     """Everything of one run folder; ValueError where it is none."""
-    if not root.is_dir():
-        raise ValueError(f"there is no run folder {root}")
+    if not root.exists():
+        raise ValueError(absent(root, "a run folder"))
     if not (root / "config.json").is_file():
         raise ValueError(f"{root} is not a run folder: it has no config.json; give the --out folder of percepta train")
     notes: list[str] = []

@@ -132,10 +132,15 @@ def first_weights(names: tuple[str, ...]) -> Path:
     return find_weights(next((name for name in names if has_weights(name)), names[0]))
 
 
+def has_trunk(name: str) -> bool:
+    """Whether its weights are on this machine."""
+    return any(has_weights(file) for file in TRUNKS[name].weights)
+
+
 def available_trunk() -> str:
     """The best trunk whose weights are on this machine: VGG19, VGG16, AlexNet, SqueezeNet."""
     for name in ("vgg19", "vgg16", "alex", "squeeze"):
-        if any(has_weights(file) for file in TRUNKS[name].weights):
+        if has_trunk(name):
             return name
     raise ValueError(
         "no weights for a perceptual loss are on this machine: see `percepta doctor` for where to get them, set "

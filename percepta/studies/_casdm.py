@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from percepta.spaces.extractor import weights_behind
 from percepta.spaces.metrics import METRICS
-from percepta.studies._common import JUDGE, budget, encoder, judged, samples
+from percepta.studies._common import JUDGE, budget, judged, reference, samples
 from percepta.studies.engine.study import OUT, At, Column, Images, Impossible, Job, Reading
 from percepta.weights import has_weights
 
@@ -74,7 +74,7 @@ class Trained:
             name = sizes.lpips if self.metric == "lpips" else self.metric
             need(name)
             judge = ("--metric", name, "--metric-size", str(max(METRIC_SIZE[at.scale], LEAST.get(name, 0))))
-            after = (encoder(at, f"--metrics fid --space domain --seed {seed}"),) if name == "domain" else ()
+            after = (reference(at, f"--metrics fid --space domain --seed {seed}"),) if name == "domain" else ()
         length = ("--steps", str(sizes.steps * self.times), "--seed", str(seed), "--sample-every", "0")
         scale = sizes.ddpm.split() if self.recipe.startswith("ddpm") else ()
         words = ("train", *self.recipe.split(), *scale, "--data", at.data, "--size", str(at.size), *sizes.train.split())

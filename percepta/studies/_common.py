@@ -16,13 +16,14 @@ def samples(at: At, model: Images, seed: int, flags: str = "") -> Job:
 
 def judged(at: At, images: Images, flags: str) -> Job:
     """`percepta evaluate` against the data; sets that are given by name are cut to the same number of images."""
-    after = (encoder(at, flags),) if "--space domain" in flags and isinstance(images, Job) else ()
+    beside = at.scale == "pocket" or "--space domain" in flags  # a scale whose jobs run side by side
+    after = (reference(at, flags),) if beside and isinstance(images, Job) else ()
     count = () if isinstance(images, Job) else ("--num", str(at.sizes.num))
     return Job(("evaluate", images, at.data, *count, "--size", str(at.size), *flags.split(), "--json"), after)
 
 
-def encoder(at: At, flags: str) -> Job:
-    """Judges real images first, which trains the `domain` encoder once: jobs that run side by side then all find it."""
+def reference(at: At, flags: str) -> Job:
+    """Judges real images first, which reads the reference, and trains its `domain` encoder, once: jobs that run side by side then all find it."""
     return judged(at, at.held_out or at.data, flags)
 
 

@@ -10,7 +10,7 @@ the data, and judged in that of the seed JUDGE, which it was not trained against
 from dataclasses import dataclass
 
 from percepta.spaces.extractor import split_name, weights_behind
-from percepta.studies._common import JUDGE, budget, encoder, judged, samples
+from percepta.studies._common import JUDGE, budget, judged, reference, samples
 from percepta.studies.engine.study import OUT, At, Column, Images, Impossible, Job, Reading
 from percepta.weights import has_weights
 
@@ -68,7 +68,7 @@ def finetuned(at: At, steps: int, seed: int, space: str, kernel: str = "cubic", 
     need(space)
     words = ("train", "mmd", "--init", base(at), "--data", at.data, "--size", str(at.size), *at.sizes.finetune.split())
     flags = ("--sampler-steps", str(steps), *chain.split(), "--space", space, "--kernel", kernel)
-    after = (encoder(at, at.sizes.beside.format(seed=seed)),) if space == "domain" else ()
+    after = (reference(at, at.sizes.beside.format(seed=seed)),) if space == "domain" else ()
     return Job((*words, *flags, "--seed", str(seed), "--sample-every", "0", "--out", OUT), after)
 
 

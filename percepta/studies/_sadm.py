@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from percepta.spaces.extractor import split_name, weights_behind
-from percepta.studies._common import JUDGE, budget, encoder, judged, samples
+from percepta.studies._common import JUDGE, budget, judged, reference, samples
 from percepta.studies.engine.study import OUT, At, Column, Images, Impossible, Job, Reading
 from percepta.weights import has_weights
 
@@ -134,7 +134,7 @@ def psi_of(at: At, space: str, seed: int, how: str) -> tuple[tuple[str, ...], tu
         names = names[:-1]  # the last one is the partial file
     if names and not any(map(has_weights, names)):
         raise Impossible(f"the weights of {space} are not here: `percepta doctor` says where to get them")
-    return ("--space", space), (encoder(at, f"--metrics fid --space domain --seed {seed}"),) if family == "domain" else ()
+    return ("--space", space), (reference(at, f"--metrics fid --space domain --seed {seed}"),) if family == "domain" else ()
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """MMD-DDM, figure 4: the nearest training images of samples, before and after finetuning. Does the gain come from copying?"""
 
-from percepta.studies._common import DATA, JUDGE, encoder, samples
+from percepta.studies._common import DATA, JUDGE, reference, samples
 from percepta.studies._mmd import SIZES, base, facts, finetuned
 from percepta.studies.engine.study import OUT, At, Column, Figure, Images, Impossible, Job, Reading, Row, Study
 
@@ -21,7 +21,7 @@ def compared(at: At, images: Images) -> Job:
     space = f"--metrics fid --space domain --seed {JUDGE}" if at.scale == "pocket" else "--metrics clip-fd"
     flags = f"--size {at.size} {space} --neighbours 8 --json".split()
     held = () if at.held_out is None else ("--held-out", at.held_out)
-    after = (encoder(at, at.sizes.judge),) if at.scale == "pocket" else ()
+    after = (reference(at, at.sizes.judge),) if at.scale == "pocket" else ()
     return Job(("evaluate", images, at.data, *flags, *held, "--out", OUT), after)
 
 

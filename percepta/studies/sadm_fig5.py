@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from percepta.studies._common import DATA, JUDGE, encoder
+from percepta.studies._common import DATA, JUDGE, reference
 from percepta.studies._sadm import SIZES, Model, facts_of
 from percepta.studies.engine.study import OUT, At, Column, Figure, Images, Impossible, Job, Reading, Row, Study
 
@@ -17,7 +17,7 @@ def probe(at: At, model: Job) -> Job:
     flags = ("--levels", ",".join(f"{level:g}" for level in LEVELS), "--data", data, "--size", str(at.size))
     flags = (*flags, "--space", *space)
     after = (
-        (encoder(replace(at, data=data, held_out=None), f"--metrics fid --space domain --seed {JUDGE}"),)
+        (reference(replace(at, data=data, held_out=None), f"--metrics fid --space domain --seed {JUDGE}"),)
         if "domain" in space
         else ()
     )

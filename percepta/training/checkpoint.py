@@ -28,6 +28,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from percepta.absent import absent
+
 MANIFEST, STATE = "MANIFEST.json", "state.json"
 TEMPORARY, DELETED = ".tmp-", ".deleted-"  # prefixes of a save that has not been committed, and of a deletion that has not ended
 FORMAT = 1
@@ -355,7 +357,7 @@ def _verify(path: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
 
 def _read(path: Path) -> Checkpoint:
     if not path.is_dir():
-        raise CheckpointError(f"{path}: not a folder" if path.exists() else f"{path}: there is no such checkpoint")
+        raise CheckpointError(f"{path}: not a folder" if path.exists() else absent(path, "a checkpoint"))
     tensors = {}
     try:
         manifest, extra = _verify(path)

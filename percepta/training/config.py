@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from percepta.absent import absent
 from percepta.training.recipe import Recipe
 from percepta.training.settings import Settings
 
@@ -27,7 +28,7 @@ def read_config(path: Path, recipes: Mapping[str, type[Recipe]]) -> tuple[Recipe
     """The recipe and settings of a config.json (or of the run folder it is in); entries that no flag has are errors."""
     path = path / "config.json" if path.is_dir() else path
     if not path.is_file():
-        raise ValueError(f"there is no file {path}")
+        raise ValueError(absent(path, "a run's config.json"))
     try:
         config = json.loads(path.read_text())
         name, knobs, settings = config["recipe"], dict(config["knobs"]), dict(config["settings"])
@@ -77,8 +78,9 @@ FREE_ON_RESUME = frozenset(
 SCORES = ("keep_best", "eval_space", "eval_data", "eval_num", "eval_steps", "sampler", "guidance")  # what a kept score comes from
 
 
-def check_continuation(path: Path, recipe: Recipe, settings: Settings) -> None:
-    """Refuse to continue a run under flags that would make it another one; `path` is the run's config.json."""
+def check_continuation(path: Path, recipe: Recipe, settings: Settings, whole: bool = True) -> None:
+    """Refuse to continue a run under flags that would make it another one; `path` is the run's config.json. Without `whole`, flags that are None are to be
+    filled in yet."""
     if not path.is_file():
         return
     was, now = json.loads(path.read_text()), json.loads(json.dumps(asked(recipe, settings), default=str))
@@ -88,12 +90,12 @@ def check_continuation(path: Path, recipe: Recipe, settings: Settings) -> None:
     was |= {part: usual[part] | was[part] for part in ("knobs", "settings")}  # a flag that is younger than the run had its default
     # the best checkpoint has a score: one made in another way could neither beat it nor be beaten
     scored = was["settings"].get("keep_best") is not None and now["settings"]["keep_best"] is not None
-    bound = frozenset(SCORES if scored else ())
+    free = {"knobs": recipe.lengths, "settings": FREE_ON_RESUME - frozenset(SCORES if scored else ())}
     changed = [
         f"--{key.replace('_', '-')} {was[part].get(key)} (now {now[part][key]})"
         for part in ("knobs", "settings")
         for key in now[part]
-        if was[part].get(key) != now[part][key] and (part == "knobs" or key not in FREE_ON_RESUME - bound)
+        if was[part].get(key) != now[part][key] and key not in free[part] and (whole or now[part][key] is not None)
     ]
     if changed:
         raise ValueError(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from percepta.absent import absent
 from percepta.data import Pairs, Source, Stream, Transform, open_source
 from percepta.data.captioned import Captioned
 from percepta.data.reader import Store
@@ -180,6 +181,8 @@ def vae_folder(path: str, flag: str = "--vae") -> Path:
     for folder in (given / "vae", given / "model" / "vae", given / "model", given):
         if (folder / "config.json").is_file():
             return folder
+    if not given.exists():
+        raise ValueError(f"{flag} {absent(path, 'an autoencoder')}")
     raise ValueError(f"{flag} {path}: no autoencoder there (no config.json in it, in vae/ or in model/)")
 
 

@@ -19,11 +19,13 @@ from percepta.data.transforms import still
 from percepta.training.folder import RunFolder, write_json
 from percepta.training.product import Check, Product
 from percepta.training.settings import Settings
+from percepta.training.translated import Translated
 
 if TYPE_CHECKING:  # a run without evaluations does not import them
     from percepta.evaluation.evaluate import Evaluation
     from percepta.evaluation.plan import Plan
     from percepta.evaluation.sets import ImageSet, StatsFile
+    from percepta.evaluation.translation import TestSets
 
 LINES = "evaluations.jsonl"
 DIALECT = "torch-fidelity"  # the default of `percepta evaluate`
@@ -34,13 +36,14 @@ Judge = Callable[..., "Evaluation"]
 class Evaluator:
     """What is computed at each evaluation of a run, with everything it needs at hand. One process has it, the first.
 
-    `lower` says of each value whether lower is better; `judge` is percepta.evaluation.evaluate's function.
+    `lower` says of each value whether lower is better; `judge` is percepta.evaluation.evaluate's function, or, for a translator, which is
+    judged on test sets, percepta.evaluation.translation's.
     """
 
     product: Product
     settings: Settings
     device: torch.device
-    real: "ImageSet | StatsFile"
+    real: "ImageSet | StatsFile | TestSets"
     judge: Judge
     metrics: tuple[str, ...] = ()
     spaces: tuple[str, ...] = ()
@@ -74,32 +77,39 @@ def prepared(
     """The evaluator that the settings ask for, or None; ValueError for what could not be computed later. `check` may raise to leave."""
     if not settings.eval_every:
         return None
-    from percepta.evaluation.evaluate import Opener, cache_folder, evaluate, make_dialect
-    from percepta.evaluation.plan import check_metrics, make_plan, without_impossible
-    from percepta.evaluation.sets import StatsFile
-    from percepta.training.ready import diversity_missing, make_sure
+    from percepta.evaluation.evaluate import cache_folder, evaluate
+    from percepta.evaluation.plan import Plan, check_metrics
+    from percepta.evaluation.translation import WAYS, TestSets, judge_translations
+    from percepta.training.ready import make_sure, planned
 
-    metrics, how = check_metrics(words(settings.eval_metrics)), make_dialect(DIALECT)
-    real = reference(settings, product)
+    metrics, spaces = check_metrics(words(settings.eval_metrics)), words(settings.eval_space or "")
     cache = settings.cache / "features" if settings.cache else cache_folder()
-    opener = Opener(how, "fp32", str(device), cache, real, settings.seed, note, check)
-    with untouched(device):  # the space `domain` may be trained here
-        spaces = words(settings.eval_space or "") or opener.usual(metrics)
-        plan = make_plan(metrics, spaces, opener, isinstance(real, StatsFile))
-    if isinstance(real, StatsFile):
-        plan = without_impossible(plan, None, real)
-    plan.missing |= diversity_missing(plan, settings.size)
-    if plan.missing:
-        raise ValueError(f"--eval-metrics {settings.eval_metrics} cannot all be computed: " + "; ".join(
-            f"{name}: {why}" for name, why in plan.missing.items()))  # fmt: skip
-    lower = directions(plan)
+    real, lower = reference(settings, product), dict[str, bool]()
+    sides = {f"/{way}": (real.of(way)[1], real.count(way)) for way in WAYS} if isinstance(real, TestSets) else {
+        "": (real, settings.eval_num)}  # fmt: skip
+    plans: dict[str, Plan] = {}
+    for way, (side, _) in sides.items():
+        plans[way], spaces = planned(side, metrics, spaces, settings, device, cache, note, check)
+        lower |= {f"{name}{way}": less for name, less in directions(plans[way]).items()}
+    if isinstance(real, TestSets):
+        lower |= told_beside(real, note)
     if settings.keep_best is not None and settings.keep_best not in lower:
         raise ValueError(f"--keep-best {settings.keep_best} is not among what is evaluated: {', '.join(lower)}")
     with untouched(device):
-        make_sure(plan, how, real, settings, cache, note, check)
-    for warning in dict.fromkeys(opener.warnings):
-        note(f"evaluation: {warning}")
-    return Evaluator(product, settings, device, real, evaluate, metrics, spaces, tuple(trained), lower)
+        for way, (side, made) in sides.items():
+            make_sure(plans[way], side, made, settings, cache, note, check)
+    judge = judge_translations if isinstance(real, TestSets) else evaluate
+    return Evaluator(product, settings, device, real, judge, metrics, spaces, tuple(trained), lower)
+
+
+def told_beside(sets: "TestSets", note: Callable[[str], None]) -> dict[str, bool]:
+    """What a translation is judged by beside the metrics; what cannot be had is told, and does not stop a run."""
+    from percepta.evaluation.translation import beside
+
+    lower, missing = beside(sets)
+    for reason in dict.fromkeys(missing.values()):
+        note(f"evaluation: without {', '.join(name for name, why in missing.items() if why == reason)}: {reason}")
+    return lower
 
 
 def words(text: str) -> tuple[str, ...]:
@@ -107,13 +117,15 @@ def words(text: str) -> tuple[str, ...]:
     return tuple(filter(None, (part.strip() for part in text.split(","))))
 
 
-def reference(settings: Settings, product: Product) -> "ImageSet | StatsFile":
+def reference(settings: Settings, product: Product) -> "ImageSet | StatsFile | TestSets":
     """The other side: the training data through its own resize and crop (the middle, where training draws the place), or --eval-data.
 
-    Reconstructions are compared with the very images that they are of.
+    Reconstructions are compared with the very images that they are of; a translator has two sets.
     """
     from percepta.evaluation.sets import StatsFile, open_side
 
+    if isinstance(product, Translated):
+        return product.tests(settings)
     coder = product.judged_by == "reconstructions"
     given = settings.eval_data
     if given is not None and Path(given).suffix == ".npz" and isinstance(side := open_side(given), StatsFile):

@@ -61,10 +61,12 @@ def train(recipe: Recipe, settings: Settings, quiet: bool = False) -> Outcome:
     with stop_on_signals() as flag, distributed.joined("cuda" if uses_cuda else "cpu", settings.dist_timeout) as world:
         if settings.batch < world.size:
             raise ValueError(f"--batch {settings.batch} is smaller than the number of processes, {world.size}")
-        folder = RunFolder(settings.out or Path("runs") / recipe.name, writes=world.first)
+        folder = RunFolder(recipe.folder(settings), writes=world.first)
         folder.open(settings.resume)
         told = (lambda text: None) if quiet or not world.first else console.print
         try:
+            if settings.resume:
+                check_continuation(folder.config, recipe, settings, whole=False)  # now, and not after the phases
             recipe = recipe.prepared(
                 settings, trainer(settings, lambda phase, its: train(phase, its, quiet).finished, told, flag.check)
             )
@@ -101,7 +103,7 @@ def _train(recipe: Recipe, settings: Settings, folder: RunFolder, flag: StopFlag
     if state.step > settings.steps:
         raise ValueError(f"{folder.root} is at step {state.step}, beyond --steps {settings.steps}: nothing is left to train")
     method.product.check(settings)
-    against = record(method, settings)
+    against = record(method, recipe, settings)
     measured = shares_every(settings, method, device)
     try:
         evaluator = _evaluator(method, settings, device, names(against), note, flag)
@@ -115,6 +117,8 @@ def _train(recipe: Recipe, settings: Settings, folder: RunFolder, flag: StopFlag
         write_json(folder.config, describe(recipe, settings, data, method, world))
     if not quiet:
         note(headline(recipe, settings, data, method, device, world))
+        for line in recipe.notes(settings):
+            note(line)
     meter = Meter(state.step, settings.steps, settings.batch, quiet)
     trackers = make_trackers(settings.report_to, folder.root, settings) if world.first else []
     loop = Loop(method, data.batches, state, settings, folder, device, flag, meter, trackers, evaluator, measured)
@@ -267,7 +271,7 @@ def describe(recipe: Recipe, settings: Settings, data: Data, method: Method, wor
             "parameters": parameters(method.model) if method.adapter is None else method.adapter.base.parameters,
             **({} if data.prompts is None else {"captions": len(data.prompts.distinct), "text_encoders": data.prompts.text.key}),
             **({"weights": weights} if (weights := calibrated_weights(method)) else {}),
-            CARD: record(method, settings), **chain_of(method), **({} if method.adapter is None else {"peft": method.adapter.facts()}),
+            CARD: record(method, recipe, settings), **chain_of(method), **({} if method.adapter is None else {"peft": method.adapter.facts()}),
         },
     }  # fmt: skip
 

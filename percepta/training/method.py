@@ -35,10 +35,11 @@ class Turn:
 
 @dataclass(frozen=True)
 class Pace:
-    """How a player other than the model moves: its learning rate, of which the run's schedule is a factor, and the norm of its gradient."""
+    """How a player other than the model moves: its learning rate, of which the run's schedule is a factor, the norm of its gradient, its decay."""
 
     lr: float
     clip: float | None = 1.0
+    weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
         if not self.lr > 0 or (self.clip is not None and not self.clip > 0):

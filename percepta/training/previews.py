@@ -15,4 +15,5 @@ def save_preview(product: Product, path: Path, settings: Settings, device: torch
     images, protocol = product.preview(settings, device, check)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path.with_suffix(".json"), {"step": step, **protocol})
-    save_png(path, grid(images, together=protocol.get("together", 1)))
+    columns = len(protocol["columns"]) if "columns" in protocol else None
+    save_png(path, grid(images, columns, together=protocol.get("together", 1)))

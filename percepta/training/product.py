@@ -1,5 +1,8 @@
 """Product: what a trained model is good for: previews while it trains, and the folder that is exported."""
 
+import json
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -11,8 +14,10 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor, nn
 
+from percepta._version import __version__
 from percepta.formulation import Cond, Denoiser, Formulation
 from percepta.images import to_uint8
+from percepta.interop.export import RECORD, replace_folder
 from percepta.networks import Network
 from percepta.path import AbstractDiscretePath
 from percepta.rng import Rng, rng_for
@@ -35,7 +40,7 @@ class Readable(Protocol):
 
 @runtime_checkable
 class Product(Protocol):
-    judged_by: ClassVar[str]  # samples | reconstructions: what an evaluation compares with the data
+    judged_by: ClassVar[str]  # samples | reconstructions | translations: what an evaluation compares with the data
 
     def check(self, settings: Settings) -> None:
         """Refuse, before the first step, what a preview could not do."""
@@ -47,8 +52,9 @@ class Product(Protocol):
 
     def judged(
         self, settings: Settings, device: torch.device, check: Check, real: Any
-    ) -> tuple[UInt8[np.ndarray, "n h w 3"], Mapping[str, Any]]:
-        """The images of an evaluation and how they were made; `real` is the other side, Readable where reconstructions are judged."""
+    ) -> tuple[UInt8[np.ndarray, "n h w 3"] | Callable[..., Tensor], Mapping[str, Any]]:
+        """The images of an evaluation, or what translates images, and how they are made; `real` is the other side, Readable where
+        reconstructions are judged."""
         ...
 
     def export(self, out: Path, card: Mapping[str, Any]) -> None: ...
@@ -168,3 +174,24 @@ def lent(module: nn.Module | None, device: torch.device) -> Iterator[None]:
     finally:
         if module is not None:
             module.to(home)
+
+
+@contextmanager
+def exporting(out: Path, card: Mapping[str, Any]) -> Iterator[Path]:
+    """A folder beside `out` to save a model in. It becomes `out` when all of it is there, with its record: who is killed meanwhile leaves no half a model."""
+    if out.exists() and not (out.is_dir() and (not any(out.iterdir()) or _is_model(out))):
+        raise ValueError(f"{out} exists and is no earlier export; give a new folder, or remove it")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        yield work
+        (work / RECORD).write_text(json.dumps({"percepta": __version__, "card": dict(card)}, indent=2) + "\n")
+        replace_folder(work, out)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _is_model(folder: Path) -> bool:
+    """Whether a folder was exported, also before there were records. A run's config.json is none of a model's."""
+    config = folder / "config.json"
+    return (folder / RECORD).is_file() or (config.is_file() and '"_class_name"' in config.read_text())

@@ -4,25 +4,48 @@ The networks are tried on an image of the run's size, the images are counted, an
 case, and the first evaluation finds its features in the cache.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 
-from percepta.evaluation.evaluate import Reading
+from percepta.evaluation.evaluate import Opener, Reading, make_dialect
 from percepta.evaluation.metrics import DIVERSITY, Dialect
-from percepta.evaluation.plan import Plan
+from percepta.evaluation.plan import Plan, make_plan, without_impossible
 from percepta.evaluation.sets import ImageSet, StatsFile
+from percepta.training.evaluating import DIALECT, untouched
 from percepta.training.product import Check
 from percepta.training.settings import Settings
 
 BATCH = 32  # images through a network together, as evaluate() takes them
+Side = ImageSet | StatsFile
+
+
+def planned(
+    real: Side, metrics: Sequence[str], spaces: tuple[str, ...], settings: Settings, device: torch.device, cache: Path,
+    note: Callable[[str], None], check: Check,
+) -> tuple[Plan, tuple[str, ...]]:  # fmt: skip
+    """What is computed against one reference, and in which spaces: the usual ones, where none were asked for. ValueError where some cannot be."""
+    opener = Opener(make_dialect(DIALECT), "fp32", str(device), cache, real, settings.seed, note, check)
+    with untouched(device):  # the space `domain` may be trained here
+        spaces = spaces or opener.usual(metrics)
+        plan = make_plan(metrics, spaces, opener, isinstance(real, StatsFile))
+    if isinstance(real, StatsFile):
+        plan = without_impossible(plan, None, real)
+    plan.missing |= diversity_missing(plan, settings.size)
+    if plan.missing:
+        raise ValueError(f"--eval-metrics {settings.eval_metrics} cannot all be computed: " + "; ".join(
+            f"{name}: {why}" for name, why in plan.missing.items()))  # fmt: skip
+    for warning in dict.fromkeys(opener.warnings):
+        note(f"evaluation: {warning}")
+    return plan, spaces
 
 
 def make_sure(
-    plan: Plan, how: Dialect, real: ImageSet | StatsFile, settings: Settings, cache: Path, note: Callable[[str], None], check: Check
+    plan: Plan, real: Side, made: int, settings: Settings, cache: Path, note: Callable[[str], None], check: Check
 ) -> None:
-    """ValueError for whatever an evaluation by this plan would stop at. `check` may raise to leave."""
+    """ValueError for whatever an evaluation by this plan would stop at. `made`: images on the other side. `check` may raise to leave."""
+    how = make_dialect(DIALECT)
     dims = try_networks(plan, settings.size)
     if isinstance(real, StatsFile):
         for want in plan.wanted:
@@ -33,9 +56,9 @@ def make_sure(
                     "were made in (--eval-space)"
                 )
         return
-    check_counts(plan, how, settings.eval_num, len(real))
+    check_counts(plan, how, made, len(real))
     Reading(cache, BATCH, how, note, check, lambda text, done, total: None).side(real, plan, False)
-    check_counts(plan, how, settings.eval_num, len(real))  # those that can be read
+    check_counts(plan, how, made, len(real))  # those that can be read
 
 
 def try_networks(plan: Plan, size: int) -> dict[str, int]:

@@ -13,13 +13,15 @@ from torch import Tensor
 
 from percepta.estimate import Denoise
 from percepta.formulation import Denoiser, Formulation
-from percepta.networks import Network, adapt, build, load_model
+from percepta.networks import PRESETS, Network, adapt, build, load_model
 from percepta.objectives import Denoising, Term, Weight
 from percepta.training.augmenting import augmentation
 from percepta.training.method import Method
 from percepta.training.product import Sampled
 from percepta.training.settings import Settings
 from percepta.training.texts import Prompts
+
+LATENT, LARGE = 4, 256  # channels of what a preset for latents reads, and the images whose latents those are
 
 
 @dataclass(frozen=True)
@@ -124,13 +126,36 @@ class Recipe(ABC):
         """The images of another domain that are trained on beside --data."""
         return None
 
+    @property
+    def stands_on(self) -> Mapping[str, Path | str]:
+        """By flag, the folders of models that judge in its terms: what those were trained against, its own is too."""
+        return {}
+
     def prepared(self, settings: Settings, trained: "Trained") -> "Recipe":
         """Train first what the method stands on (percepta.training.phases), and say where it is."""
         return self
 
     def check(self, settings: Settings) -> None:
         """Refuse, before images are read or latents encoded, what cannot be in a run of these settings. Flags alone are for __post_init__."""
-        return
+        preset = PRESETS.get(settings.network or "")
+        if preset is not None and preset.typical.channels == LATENT and settings.vae is None and settings.size >= LARGE:
+            raise ValueError(
+                f"--network {settings.network} is made for latents, and at --size {settings.size} it would read the pixels themselves: say "
+                "in whose latents with --vae (a diffusers folder or a run of the recipe autoencoder), or train at a smaller --size"
+            )
+
+    def folder(self, settings: Settings) -> Path:
+        """Where the run is."""
+        return settings.out or Path("runs") / self.name
+
+    def notes(self, settings: Settings) -> Iterable[str]:
+        """What a user is told at the start of a run: what is left out here, and why."""
+        return ()
+
+    @property
+    def lengths(self) -> frozenset[str]:
+        """The knobs that say how long a run is, as --steps does, and so may differ where it goes on (--resume)."""
+        return frozenset()
 
     def stated(self) -> Formulation | None:
         """What the flags alone say about the network of --init: needed where it is a bare model folder."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from percepta.absent import absent
 from percepta.evaluation.contamination import trained_against
 from percepta.training import checkpoint as checkpoints
 from percepta.training.adapting import export_adapter, export_model
@@ -29,6 +30,8 @@ def export_run(
     adapter: bool = False,
 ) -> int:
     """Export a checkpoint of a run, or its adapter alone; returns its step."""
+    if not run.exists():
+        raise ValueError(absent(run, "a run folder"))
     if not (run / "config.json").is_file():
         raise ValueError(f"{run} is no run folder: it has no config.json")
     if raw and ema_length is not None:

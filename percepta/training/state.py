@@ -149,11 +149,11 @@ def make_state(method: Method, settings: Settings, device: torch.device) -> Stat
     """Optimizers and averages for a method that is on its device."""
     players = {}
     for name, module in method.players.items():
-        optimizer = make_optimizer(module, settings.optimizer, settings.lr, settings.betas, settings.weight_decay)
+        pace = method.paces.get(name, Pace(settings.lr, settings.clip, settings.weight_decay))
+        optimizer = make_optimizer(module, settings.optimizer, settings.lr, settings.betas, pace.weight_decay)
         params = [p for group in optimizer.param_groups for p in group["params"]]
         scaler = torch.amp.GradScaler(device.type) if settings.mixed_precision == "fp16" else None  # pyright: ignore[reportPrivateImportUsage]
         base = method.adapter.base if method.adapter is not None and name == "model" else None
-        pace = method.paces.get(name, Pace(settings.lr, settings.clip))
         players[name] = Player(name, module, params, optimizer, scaler, pace.lr / settings.lr, pace.clip, base)
     schedule = Schedule(settings.lr, settings.lr_schedule, settings.warmup, settings.steps)
     # a non-finite loss or gradient never reaches the weights (loop.py), so the averages need no guard of their own

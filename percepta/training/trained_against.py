@@ -12,6 +12,7 @@ from percepta.evaluation.contamination import trained_against
 from percepta.objectives import AbstractObjective
 from percepta.spaces import Space
 from percepta.training.method import Method
+from percepta.training.recipe import Recipe
 from percepta.training.settings import Settings
 
 
@@ -28,11 +29,11 @@ def spaces_behind(value: Any) -> Iterator[Space]:
             yield from spaces_behind(item)
 
 
-def record(method: Method, settings: Settings) -> list[dict[str, str]]:
-    """`resolved.trained_against` of config.json: own terms first, then what --init and --vae were trained against."""
+def record(method: Method, recipe: Recipe, settings: Settings) -> list[dict[str, str]]:
+    """`resolved.trained_against` of config.json: own terms first, then what --init, --vae and the models behind its terms were trained against."""
     own = [{"space": space.name, "term": term.name} for term in method.all_terms for space in spaces_behind(term.objective)]
     own_vae = settings.vae == settings.init  # what --init brought along
-    given = (("--init", settings.init), ("--vae", None if own_vae else settings.vae))
+    given = (("--init", settings.init), ("--vae", None if own_vae else settings.vae), *recipe.stands_on.items())
     inherited = [{"space": space, "inherited": f"{flag} {path}"} for flag, path in given if path for space in trained_against(path)]
     out: list[dict[str, str]] = []
     for entry in [*own, *inherited]:

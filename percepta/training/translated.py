@@ -1,27 +1,30 @@
-"""What a trained translator is good for: previews with the way back, translations of a test set to be judged, and a folder of both generators."""
+"""What a trained translator is good for: previews with the way back, translations of test sets to be judged, and a folder of both generators."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor
 
-from percepta.images import to_uint8
-from percepta.networks.translation import Direction, Pair, other
+from percepta.networks.translation import SIZE_FILE, Direction, Pair, other
 from percepta.samplers.front import drawing
-from percepta.training.product import Check, Readable, weights_of
+from percepta.training.attention import looked
+from percepta.training.product import Check, exporting, weights_of
 from percepta.training.settings import Settings
+
+if TYPE_CHECKING:  # a run without evaluations does not import them
+    from percepta.evaluation.translation import TestSets
 
 TOGETHER = 16  # images that are translated at a time
 
 
 @dataclass
 class Translated:
-    """`a` and `b`: the first images of each domain, in [-1, 1]. `source`: the set of A that an evaluation translates; the other side are images of B."""
+    """`a` and `b`: the first images of each domain, in [-1, 1]. `source`: the set of A that an evaluation translates."""
 
     pair: Pair
     a: Float[Tensor, "n 3 h w"]
@@ -34,45 +37,61 @@ class Translated:
 
     @torch.no_grad()
     def preview(self, settings: Settings, device: torch.device, check: Check) -> tuple[Tensor, Mapping[str, Any]]:
-        """Rows of three: an image, its translation, and the way back; half of them from A, half from B."""
-        each, rows = max(1, settings.sample_num // 6), []
+        """A row per image: the image, where the generator looks if it has attention, its translation, and the way back; half of them from A, half from B."""
+        each, rows, names = max(1, settings.sample_num // 6), [], ["image", "attention", "translation", "back"]
         with drawing(self.pair):
             ways: tuple[tuple[Direction, Tensor], ...] = (("a2b", self.a), ("b2a", self.b))
             for direction, images in ways:
                 for x in images[:each].to(device).split(TOGETHER):
                     check()
-                    there = self.pair.translate(x, direction)
+                    there, attention = looked(self.pair, x, direction)
                     back = self.pair.translate(there, other(direction))
-                    rows.append(torch.stack([x, there, back], 1).flatten(0, 1).clamp(-1, 1).cpu())
-        shown = torch.cat(rows)
+                    row = dict(zip(names, (x, attention, there, back), strict=True))
+                    rows.append({name: shown.clamp(-1, 1).cpu() for name, shown in row.items() if shown is not None})
+        names = list(rows[0])
+        shown = torch.cat([torch.stack(list(row.values()), 1).flatten(0, 1) for row in rows])
         return shown, {
-            "shows": "threes: image, translation, and back; first a2b, then b2a",
-            "together": 3,
+            "shows": f"rows of {', '.join(names)}; first a2b, then b2a",
+            "columns": names,
+            "rows": {"a2b": len(self.a[:each]), "b2a": len(self.b[:each])},
             "num": len(shown),
             "weights": weights_of(settings),
         }
 
-    @torch.no_grad()
     def judged(
-        self, settings: Settings, device: torch.device, check: Check, real: Readable
-    ) -> tuple[UInt8[np.ndarray, "n h w 3"], Mapping[str, Any]]:
-        """Images of A as B."""
+        self, settings: Settings, device: torch.device, check: Check, real: Any
+    ) -> tuple[Callable[[Tensor, Direction], Tensor], Mapping[str, Any]]:
+        """What translates the test sets `real` as they are judged (percepta.evaluation.translation), in both directions."""
+
+        def translate(x: Tensor, direction: Direction) -> Tensor:
+            with drawing(self.pair):
+                return self.pair.translate(x.to(device), direction)
+
+        return translate, {"by": "translations", "weights": weights_of(settings)}
+
+    def tests(self, settings: Settings) -> "TestSets":
+        """The sets that are judged: the images of A, and --eval-data or the training images of B; each cut as training does."""
+        from percepta.data.domains import pairing_of
+        from percepta.evaluation.sets import ImageSet, open_side
+        from percepta.evaluation.translation import TestSets
         from percepta.training.evaluating import images_of
 
         if self.source is None:
             raise ValueError("an evaluation translates images of the source domain, and there are none")
-        images_of_a = images_of(settings, self.source)
-        count, shown = min(settings.eval_num, len(images_of_a)), []
-        with drawing(self.pair):
-            for first in range(0, count, TOGETHER):
-                check()
-                images = np.stack(images_of_a.read(range(first, min(first + TOGETHER, count))))
-                x = torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
-                shown.append(to_uint8(self.pair.translate(x, "a2b")))
-        return np.concatenate(shown), {"by": "translations", "direction": "a2b", "num": count, "weights": weights_of(settings)}
+        b = settings.eval_data or settings.data
+        if Path(b).suffix == ".npz" and not isinstance(open_side(b), ImageSet):
+            raise ValueError(
+                f"--eval-data {b} holds statistics: translations are judged in both directions, which needs images of B"
+            )
+        sides = images_of(settings, self.source), images_of(settings, b)
+        for side, name in zip(sides, (self.source, b), strict=True):
+            side.name = name
+        return TestSets(*sides, pairing_of(self.source, b), settings.eval_num)
 
     def export(self, out: Path, card: Mapping[str, Any]) -> None:
-        self.pair.save_pretrained(out)
+        with exporting(out, card) as work:
+            self.pair.save_pretrained(work)
+            (work / SIZE_FILE).write_text(json.dumps({"size": self.a.shape[-1]}) + "\n")
 
     def next_command(self, run: Path) -> str:
         return f"percepta translate {run} IMAGES OUT"

@@ -10,19 +10,23 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
 
+from percepta import distributed
 from percepta._version import __version__
+from percepta.absent import absent
 from percepta.data.image import EXTENSIONS, FORMATS, BadImage, alpha_of, read_bytes, read_image
 from percepta.data.source import quick_hash
 from percepta.images import to_uint8
 from percepta.networks.translation import Direction
 from percepta.sampling import PROTOCOL, origin, weights_hash
 from percepta.training.precision import pick_device
+from percepta.translating import together
 from percepta.translating.fitting import Fit
 from percepta.translating.pipeline import TranslationPipeline, as_tensor, picture_of
 
@@ -73,38 +77,67 @@ class Files:
 def translate_files(
     job: Job, check: Callable[[], None] = lambda: None, progress: Callable[[Done], None] = lambda _: None
 ) -> tuple[Done, dict[str, Any]]:
-    """Translate what is not there yet; what was done, and the protocol."""
+    """Translate what is not there yet; what was done, and the protocol. Ranks share the files, and all of them hear of all."""
     files = files_of(job.images, job.out)
-    device = pick_device(job.device)
+    device = pick_device(job.device, distributed.world().local_rank)
     pipe = TranslationPipeline.from_pretrained(job.model, job.size).to(device)
     pipe.fitting(job.fit)
+    missing, record = together.from_first(partial(_prepare, files, pipe, job))
+    done = Done(len(files.targets), already=len(files.targets) - len(missing))
+    for round_of_blocks in together.blocks(missing, job.batch):
+        own, failure = Done(len(files.targets)), None
+        try:
+            check()
+            for mine in round_of_blocks[distributed.world().rank :][:1]:
+                _translate(files, mine, pipe, job, own, check, lambda own=own, done=done: progress(_sum(done, own)))
+        except Exception as error:  # told to the other ranks, which wait
+            failure = error
+        done.translated += together.summed([own.translated], failure)[0]
+        done.skipped += together.gathered(own.skipped)
+        progress(done)
+    if not files.folder and done.translated and distributed.world().first:
+        _write_record(files.record, record)
+    return done, {k: v for k, v in record.items() if k != "images"}
+
+
+def _prepare(files: Files, pipe: TranslationPipeline, job: Job) -> tuple[list[str], dict[str, Any]]:
+    """What has no translation yet, and the record, which a folder is given before the images: one that holds some says what they are."""
     protocol = {
         "model": type(pipe.pair).__name__, "weights": weights_hash(pipe.pair), "direction": job.direction, "fit": job.fit,
         "size": None if job.fit == "pad" else pipe.size, "seed": job.seed, "percepta": __version__,
     }  # fmt: skip
     hashes = {name: _hash(files.root / name) for name in files.targets}
     missing = _missing(files, protocol, hashes)
-    record = {**protocol, "source": str(job.model), **origin(job.model)}
-    if files.folder:  # before the images: a folder that holds some says what they are
-        _write_record(files.record, {**record, "images": {**_known(files.record).get("images", {}), **hashes}})
-    done = Done(len(hashes), already=len(hashes) - len(missing))
-    for chunk in _chunks(files, missing, job, done):
+    before = _known(files.record).get("images", {}) if files.folder else {}
+    record = {**protocol, "source": str(job.model), **origin(job.model), "images": {**before, **hashes}}
+    if files.folder:
+        _write_record(files.record, record)
+    return missing, record
+
+
+def _translate(
+    files: Files, names: Sequence[str], pipe: TranslationPipeline, job: Job, done: Done, check: Callable[[], None],
+    progress: Callable[[], None],
+) -> None:  # fmt: skip
+    """Some of the files, counted in `done`."""
+    for chunk in _chunks(files, names, job, done):
         check()
         images = [as_tensor(pixels) for _, pixels, _ in chunk]
         out = pipe.translate(images, job.direction, job.fit, job.seed, job.batch, check)
         for (name, _, alpha), translation in zip(chunk, out, strict=True):
             save(files.targets[name], picture_of(to_uint8(translation[None])[0], alpha), name)
             done.translated += 1
-        progress(done)
-    if not files.folder and done.translated:
-        _write_record(files.record, {**record, "images": hashes})
-    return done, record
+        progress()
+
+
+def _sum(done: Done, more: Done) -> Done:
+    return Done(done.num, done.translated + more.translated, done.already, [*done.skipped, *more.skipped])
 
 
 def files_of(images: Path, out: Path) -> Files:
     """The files that IN names, and where OUT puts them."""
     if not images.exists():
-        raise ValueError(f"{images}: does not exist; give an image, or a folder of images")
+        raise ValueError(absent(images, "an image, or a folder of images"))
     if images.is_file():
         if out.is_dir() or not out.suffix:
             return Files(images.parent, {images.name: out / f"{images.stem}.png"}, out / PROTOCOL)

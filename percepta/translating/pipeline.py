@@ -16,10 +16,9 @@ from percepta.data.image import alpha_of, rgb_of
 from percepta.images import to_uint8
 from percepta.interop import find_folder
 from percepta.networks.loading import class_of, load_model
-from percepta.networks.translation import DIRECTIONS, Direction, Pair
+from percepta.networks.translation import DIRECTIONS, SIZE_FILE, Direction, Pair
 from percepta.translating.fitting import Fit, Fitting, translate_all
 
-SIZE = "translation.json"  # beside a saved model: at which size it was trained, which not every network's config.json says
 TOGETHER = 64  # megapixels of pictures that a call holds as floats at a time
 Picture = Image.Image | np.ndarray | Tensor
 
@@ -53,7 +52,7 @@ class TranslationPipeline:
         model = given / "model" if (given / "model").is_dir() else given
         if model != given and not (model / "config.json").is_file():
             raise ValueError(f"{given} draws images and does not translate any: use percepta sample")
-        recipe = _recipe_of(model)
+        recipe = recipe_of(model)
         if recipe is not None:
             raise ValueError(
                 f"{given} is a run of the recipe {recipe} and has no model yet: go on with percepta train {recipe} --out {given} --resume"
@@ -68,7 +67,7 @@ class TranslationPipeline:
     def save_pretrained(self, folder: str | Path) -> None:
         """The model as safetensors with its config.json, and the size beside it."""
         self.pair.save_pretrained(folder)
-        (Path(folder) / SIZE).write_text(json.dumps({"size": self.size}) + "\n")
+        (Path(folder) / SIZE_FILE).write_text(json.dumps({"size": self.size}) + "\n")
 
     def to(self, device: str | torch.device) -> "TranslationPipeline":
         self.pair.to(torch.device(device))  # pyright: ignore[reportArgumentType]
@@ -124,7 +123,7 @@ class TranslationPipeline:
         return translate_all(lambda x: self.pair.translate(x.to(device), direction, seed), images, self.fitting(fit), batch, check)
 
 
-def _recipe_of(folder: Path) -> str | None:
+def recipe_of(folder: Path) -> str | None:
     """The recipe, where the folder is a run's and not a model's."""
     file = folder / "config.json"
     try:
@@ -141,7 +140,7 @@ def size_of(model: Path) -> int | None:
         size = json.loads(run.read_text()).get("settings", {}).get("size")
         if size:
             return int(size)
-    file = model / SIZE
+    file = model / SIZE_FILE
     return json.loads(file.read_text())["size"] if file.is_file() else None
 
 

@@ -260,7 +260,7 @@ def test_statistics_whose_file_does_not_say_how_many_they_are_of(sets, tmp_path,
     ("line", "said"),
     [
         ("", "GENERATED is missing"),
-        ("{good}", "REAL is missing"),
+        ("{good}", "say what {good} should look like"),
         ("{good} {real} {real}", "{real}"),
         ("{good} {real} --metrics fdi", "no metric 'fdi', did you mean fid?"),
         ("{good} {real} --metrics ,", "--metrics names nothing"),

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from percepta.data.shapes import BACKGROUNDS, COLOURS, DOMAINS, SHAPES, TEXTURES, Shapes, attributes, draw
+from percepta.data.shapes import BACKGROUNDS, COLOURS, DOMAINS, PAPER, SHAPES, TEXTURES, Shapes, attributes, draw
 
 
 def test_an_image_depends_on_its_index_alone():
@@ -86,6 +86,23 @@ def test_domains_share_no_scene_but_a_hidden_truth():
     assert np.array_equal(pair, draw(outline.attributes([5]), 32, "filled")[0])
     assert not np.array_equal(pair, outline.read(5).image)
     assert np.array_equal(filled.hidden_pair(3), draw(filled.attributes([3]), 32, "outline")[0])
+
+
+def test_on_paper_an_outline_tells_all_of_its_filled_shape():
+    """The same shapes as in front of other backgrounds, nothing behind them, and the two domains differ inside the shape alone."""
+    wide, paper = Shapes(textures="plain", length=64), Shapes(textures="plain", backgrounds="paper", length=64)
+    ours, theirs = (source.attributes(range(64)) for source in (paper, wide))
+    assert all(
+        np.array_equal(getattr(ours, name), getattr(theirs, name)) for name in ("shape", "colour", "x", "y", "radius", "angle")
+    )
+    outline = np.stack([paper.hidden_pair(k) for k in range(64)])
+    filled = np.stack([item.image for item in paper.read_many(range(64))])
+    assert ((filled == np.uint8(PAPER)).all(-1).mean((1, 2)) > 0.3).all()
+    differ = (outline != filled).any(-1)
+    assert 0.02 < differ.mean() < 0.4 and not (differ & (filled == np.uint8(PAPER)).all(-1)).any()
+    assert len({source.fingerprint for source in (wide, paper)}) == 2
+    with pytest.raises(ValueError, match="backgrounds"):
+        Shapes(backgrounds="none")
 
 
 def test_indices_outside_are_an_error():

@@ -90,7 +90,7 @@ def test_wrong_folders_say_what_they_hold(make, tmp_path):
         open_source(tmp_path)
     with pytest.raises(ValueError, match=r"dog: does not exist; did you mean .*dogs\?"):
         open_source(tmp_path / "dog")
-    with pytest.raises(ValueError, match=r"no: does not exist; .* holds 000\.jpeg, a\.txt, dogs"):
+    with pytest.raises(ValueError, match=r"no.deeper: does not exist; .* holds 000\.jpeg, a\.txt, dogs"):
         open_source(tmp_path / "no" / "deeper")
     with pytest.raises(ValueError, match="is a file"):
         open_source(tmp_path / "a.txt")

@@ -85,7 +85,7 @@ def latent_method() -> Method:
         Term("diffused", diffused),
         Term("latent", latent),
         Term("matching", LatentMatching(autoencoder(), latent_denoiser(), Between(), "real_b", "fake_b")),
-        Term("denoising", ConditionalDenoising(prior())),
+        *(Term(f"denoising/{option}", ConditionalDenoising(prior(), "b2a", option)) for option in "ABC"),
     ]
     translate = Translate(model)
     method = Method(model, lambda batch, rng: translate(Batch(batch.x0, source=batch.x0.flip(-1)), rng), terms, Nothing())
@@ -110,6 +110,7 @@ def method_of(name: str, network: str, duel: type) -> Method:
     }
     if base == "latent":
         return latent_method()
+    quiet["ladiffgan"] |= {"generator": name.partition("/")[2] or "ugatit"}
     recipe = kind(**quiet.get(base, {}))
     side = 16 if base == "ladiffgan" else 8
     images = torch.zeros(2, 3, side, side)
@@ -148,11 +149,12 @@ def step_of(name: str, rows: int, network: str, duel: type, world: distributed.W
     method = method_of(name, network, duel)
     settings = Settings(batch=rows, clip=None, steps=4, lr=1e-3, micro_batch=2 if name.endswith("micro") else None)
     state = make_state(method, settings, torch.device("cpu"))
-    side = 16 if name == "ladiffgan" else 8
+    translates = name.startswith("ladiffgan")
+    side = 16 if translates else 8
     images = torch.rand(rows, 3, side, side, generator=torch.Generator().manual_seed(5), dtype=torch.float64) * 2 - 1
     mine = share(0, rows, world.rank, world.size)
     batch = Batch(images[mine.start : mine.stop])
-    if name == "ladiffgan":
+    if translates:
         batch = Batch(batch.x0, source=batch.x0.flip(-1))
     report = take_step(method, state, settings, batch, Rng(0, tuple(mine)))
     out = {f"log/{k}": torch.tensor(v, dtype=torch.float64) for k, v in {**report.losses, **report.norms}.items()}

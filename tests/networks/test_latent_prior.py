@@ -68,3 +68,17 @@ def test_a_preset_reads_further_channels():
     for name in ("ddpmpp-pocket", "dit-pocket", "mmdit-pocket"):
         network = build(name, channels=4, size=8, beside=4)
         assert (network.in_channels, network.out_channels) == (8, 4)
+
+
+def test_autoencoders_that_are_known_are_shared_and_others_are_not(tmp_path):
+    made = prior()
+    save_prior(tmp_path / "model", made.denoiser, made.own, made.other)
+    again = load_prior(tmp_path, [made.other, made.own])
+    assert again.own is made.own and again.other is made.other
+    for change in ("weight", "scale"):
+        odd = autoencoder()
+        if change == "scale":
+            odd.set_scale(2.0)
+        else:
+            next(odd.parameters()).data.flatten()[0] += 1e-3
+        assert load_prior(tmp_path, [odd]).own is not odd, change

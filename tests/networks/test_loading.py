@@ -92,7 +92,7 @@ def test_a_run_says_what_it_is_good_for(tmp_path, recipe, model, said):
 def test_a_pipeline_folder_says_which_parts_it_has(folder):
     with pytest.raises(ValueError, match="it holds unet: give one of these"):
         load_model(folder.parent)
-    with pytest.raises(ValueError, match="no folder"):
+    with pytest.raises(ValueError, match="does not exist"):
         load_model(folder / "nowhere")
 
 

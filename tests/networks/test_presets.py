@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 import torch
 
@@ -27,6 +29,13 @@ def test_ddpmpp_is_edms_to_the_parameter():
     assert parameters("ddpmpp-32") == 55_733_891
 
 
+@pytest.mark.parametrize(("size", "widths"), [(32, (3, 256, 256)), (64, (3, 128, 256, 256))])
+def test_ncsnpp_is_ddpmpp_with_a_wider_time_and_a_convolution_of_the_image_at_each_level(size, widths):
+    convolutions = sum(9 * a * b + b for a, b in itertools.pairwise(widths))
+    wider = 128 * 512 + 128 * 9  # the first layer of the time, and that of the augmentation labels
+    assert parameters(f"ncsnpp-{size}") == parameters(f"ddpmpp-{size}") + convolutions + wider
+
+
 def test_dit_xl_has_the_papers_675_million_beside_the_copies_of_its_embedders():
     """The library's class gives each of the 28 blocks an embedder of its own; the paper's model has one, and fixed positions."""
     with torch.device("meta"):
@@ -53,6 +62,8 @@ def test_presets_start_at_zero_and_learn_in_a_few_steps(name):
         "adm-64": {"block_out_channels": (32,) * 4, "layers_per_block": 1, "attention_head_dim": 8},
         "ddpmpp-32": {"model_channels": 32, "num_blocks": 1},
         "ddpmpp-64": {"model_channels": 32, "num_blocks": 1},
+        "ncsnpp-32": {"model_channels": 32, "num_blocks": 1},
+        "ncsnpp-64": {"model_channels": 32, "num_blocks": 1},
         "dit-xl-2": {"num_layers": 2, "attention_head_dim": 8},
         "mmdit-xl-2": {"num_layers": 2, "attention_head_dim": 8, "caption_projection_dim": 128},
     }
@@ -108,7 +119,7 @@ def test_what_cannot_be_built_is_an_error_with_advice(preset, options, message):
 def test_the_table_lists_every_preset():
     table = preset_table()
     assert [row[0] for row in table] == list(PRESETS)
-    assert len(table) == 11
+    assert len(table) == 13
     assert all(row[1] > 5e5 and row[5] for row in table)
 
 

@@ -111,3 +111,10 @@ def test_a_translation_needs_both_domains():
     assert torch.equal(est.x0_hat, batch.source) and torch.equal(est.x0, batch.x0) and not est.paired and est.rng is rng
     with pytest.raises(ValueError, match="needs images of both domains"):
         Translate(Same())(Batch(images(2).float()), rng)
+
+
+def test_sets_of_different_size_count_by_their_means():
+    judge, rng = Adversarial(Two(), real="real"), rng_for(0, 0, 3)
+    est = estimate(real=images(4, rows=5))
+    real, fake = numbers(judge.critic, est.taps["real"], 1), numbers(judge.critic, est.x0_hat, 0)
+    assert judge.critic_loss(est, rng).item() == pytest.approx(sum(real) / 5 + sum(fake) / 3)

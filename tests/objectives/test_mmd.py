@@ -5,7 +5,7 @@ from torch import nn
 
 from percepta.estimate import Estimate
 from percepta.objectives import Mmd
-from percepta.objectives.rows import Known
+from percepta.objectives.rows import PART, Known, fingerprints
 from percepta.spaces import Space
 
 
@@ -48,6 +48,28 @@ def test_a_row_has_the_same_bits_whatever_was_known_before():
     warm = Known(lambda x: space(x)[0], 4, 2**20)
     warm(x[[5, 2, 7]])
     assert torch.equal(warm(x), fresh)
+
+
+def test_an_image_is_known_by_every_bit_of_it_wherever_it_lies_in_a_batch():
+    x = images(6)
+    keys = fingerprints(x)
+    assert len(set(keys)) == 6 and all(len(key) == 16 for key in keys)
+    assert fingerprints(x[[3, 0]]) == [keys[3], keys[0]] and fingerprints(x.clone().to(memory_format=torch.channels_last)) == keys
+    least = torch.nextafter(x[0, 1, 2, 3], torch.tensor(2.0))
+    moved, mirrored, swapped = x[:1].clone(), x[:1].flip(3), x[:1].clone()
+    moved[0, 1, 2, 3] = least
+    swapped[0, :, 0, 0], swapped[0, :, 0, 1] = x[0, :, 0, 1], x[0, :, 0, 0]
+    assert len({*keys, *fingerprints(torch.cat([moved, mirrored, swapped, -x[:1]]))}) == 10
+    large = torch.rand(3, 1, 1, PART)  # one part each
+    assert fingerprints(large[1:]) == fingerprints(large)[1:]
+
+
+def test_what_is_computed_anew_is_what_would_be_known():
+    space = Small()
+    x, known = images(7), Known(lambda x: space(x)[0], 4, 2**20)
+    rows = known.anew(x)
+    assert not known.kept and space.calls == [4, 4]
+    assert torch.equal(known(x), rows) and len(known.kept) == 7
 
 
 def test_memory_is_bounded():

@@ -4,6 +4,7 @@ import pytest
 import torch
 from latent_parts import MEANING, Nothing, Toy, autoencoder, batch, bits, denoiser, estimate, prior, same
 
+import percepta.objectives.prior as objectives
 from percepta.estimate import Batch, Estimate, Translate
 from percepta.formulation import EDM, Denoiser
 from percepta.networks.autoencoders import Autoencoder
@@ -110,6 +111,32 @@ def test_score_distillation_is_the_weighted_error_and_not_the_denoisers_gradient
     assert torch.allclose(found, expected, rtol=1e-3, atol=1e-5 * float(expected.abs().max()))
     (through,) = torch.autograd.grad(denoising("A")(estimate_of(est)).sum(), est.taps["fake_b"])
     assert not torch.allclose(through, found, rtol=0.1)
+
+
+@pytest.mark.parametrize(("name", "seen", "told"), [
+    ("gan", "fake_b", None), ("matching", "fake_b", None), ("A", "fake_b", "real_a"), ("B", "real_b", "fake_a"), ("C", "fake_b", "real_a"),
+])  # fmt: skip
+def test_latents_are_scaled_as_those_that_diffusion_was_trained_on(name, seen, told, monkeypatch):
+    judge, rng, latents, given = JUDGES[name](), numbers(), [], []
+    own, other = (judge.encoder, None) if told is None else (judge.prior.own, judge.prior.other)
+    for coder in (own, other):
+        if coder is not None:
+            coder.set_scale(2.0, 0.25)
+    noised = objectives.noised
+    monkeypatch.setattr(objectives, "noised", lambda z, *rest: (latents.append(z), noised(z, *rest))[1])
+    if told is not None:
+        network = judge.prior.denoiser.network
+        forward = network.forward
+        monkeypatch.setattr(network, "forward", lambda x, time, cond: (given.append(cond[GIVEN]), forward(x, time, cond))[1])
+    est = estimate(Toy(), rng)
+    judge(est)
+    assert torch.allclose(latents[-1], (own.posterior(est.taps[seen])[0] - 0.25) / 2, atol=1e-6)
+    if told is not None:
+        assert torch.allclose(given[0], (other.posterior(est.taps[told])[0] - 0.25) / 2, atol=1e-6)
+    if name == "gan":
+        judge.critic_loss(est.detach(), rng)
+        expected = [(own.posterior(est.taps[f"{which}_b"])[0] - 0.25) / 2 for which in ("real", "fake")]
+        assert all(torch.allclose(z, x, atol=1e-6) for z, x in zip(latents[-2:], expected, strict=True))
 
 
 def estimate_of(est):

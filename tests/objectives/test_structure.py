@@ -12,6 +12,7 @@ from percepta.estimate import Estimate
 from percepta.formulation import Formulation, Noised
 from percepta.networks import Autoencoder
 from percepta.objectives import AdversarialStructure, Rounds, Structure, Structures, Term
+from percepta.objectives.rows import fingerprints
 from percepta.objectives.structure import trainable
 from percepta.path import LinearBeta, Rectified, VarianceExploding
 from percepta.rng import rng_for
@@ -229,6 +230,19 @@ def test_features_are_of_the_weights_that_the_critic_has_now():
     held = {k: v + 0.1 for k, v in critic.critic.state_dict().items()}
     critic.critic.load_state_dict(held)  # as a run that goes back to a checkpoint does
     torch.testing.assert_close(critic(est).detach(), Structure(critic.critic, memory=0)(est).detach(), rtol=1e-5, atol=1e-9)
+
+
+def test_a_step_in_which_the_critic_moves_keeps_no_features_and_looks_none_up(monkeypatch):
+    est, critic = estimate(), AdversarialStructure(Small(), chunk=4)
+    asked = []
+    monkeypatch.setattr("percepta.objectives.rows.fingerprints", lambda x, real=fingerprints: asked.append(len(x)) or real(x))
+    found = []
+    for moves in (True, True, False, False):
+        if moves:
+            critic.critic_loss(est.detach(), rng_for(0, 0, 12))
+        found.append(critic(est).detach())
+        assert len(critic.rows.known.kept) == (0 if moves else 12)
+    assert asked == [12, 12] and all(torch.equal(gap, found[0]) for gap in found)
 
 
 def test_drift_and_anchor_are_the_distance_from_where_it_began():

@@ -12,8 +12,9 @@ from safetensors.torch import load_file
 
 from percepta.networks import PRESETS, adapt, build
 from percepta.networks.classes import class_table, new_classes
+from percepta.networks.ddpmpp import DDPMPP
 from percepta.networks.presets import Data
-from percepta.peft import AdaptFormer, BitFit, DiffFit, Lora, Vpt, attach, load_adapter
+from percepta.peft import AdaptFormer, BitFit, DiffFit, Lora, Vpt, attach, digest, load_adapter
 from percepta.peft.adapter import plain_name
 from percepta.peft.inplace import Scaled
 
@@ -332,6 +333,33 @@ def test_networks_without_labels_are_told_so(make):
         new_classes(make("condition").network, 5, 0)
     with pytest.raises(ValueError, match="one class, .* --conditional no"):
         new_classes(make("dit").network, 1, 0)
+
+
+@pytest.mark.parametrize("renewed", [True, False])
+def test_the_card_of_a_class_of_ours_names_none_that_diffusers_has_not(renewed, tmp_path):
+    model = DDPMPP(8, model_channels=16, channel_mult=(1,), num_blocks=1, attention_sizes=(), num_classes=3)
+    model.save_pretrained(tmp_path / "base")
+    network = adapt(model)
+    if renewed:
+        new_classes(network, 5, 7)
+    adapter = attach(
+        Lora(2),
+        network,
+        str(tmp_path / "base"),
+        1,
+        table=True,
+        renewed=renewed,
+        sha256=digest(DDPMPP.from_pretrained(tmp_path / "base")),
+    )
+    shake(network.model)
+    (tmp_path / "adapter").mkdir()
+    adapter.save(tmp_path / "adapter")
+    (code,) = re.findall(r"```python\n(.*?)```", (tmp_path / "adapter" / "README.md").read_text(), re.S)
+    made = {}
+    exec(code.replace("FOLDER", str(tmp_path / "adapter")), made)
+    x, time, labels = torch.randn(2, 3, 8, 8), torch.tensor([0.1, -1.0]), torch.tensor([1, network.num_classes])
+    with torch.no_grad():
+        assert torch.equal(made["network"].eval()(x, time, labels), network.eval()(x, time, labels))
 
 
 @pytest.mark.parametrize("renewed", [True, False])

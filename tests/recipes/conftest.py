@@ -3,6 +3,7 @@
 import processes
 import pytest
 import torch
+import translators
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -17,3 +18,8 @@ def _one_thread():
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
     return processes.Tiny(processes.small_network(tmp_path_factory.mktemp("network")))
+
+
+@pytest.fixture(scope="session")
+def phases(tmp_path_factory):
+    return translators.train_phases(tmp_path_factory.mktemp("phases"))

@@ -1,93 +1,25 @@
 """LaDiffGAN as a whole: every generator, every option, what each turn moves, what stays frozen, and what is refused."""
 
+from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from latent_parts import bits, same
 from processes import lines
+from translators import ALONE, CPU, KINDS, built, judges, made, settings, stub
 
 import percepta.training.step as step_module
-from percepta.data import open_source
-from percepta.estimate import Batch
 from percepta.networks import Autoencoder, load_model
-from percepta.networks.cyclegan import CycleganPair
-from percepta.networks.munit import MunitPair
-from percepta.networks.ugatit import UgatitPair
-from percepta.networks.unit import UnitPair
-from percepta.objectives.term import TrainsCritic
 from percepta.recipes import recipes
 from percepta.recipes.ladiffgan import LOSSES, PRESETS, TrainLadiffgan
 from percepta.rng import rng_for
-from percepta.training.evaluating import images_of
 from percepta.training.job import train
 from percepta.training.recipe import Context
 from percepta.training.reopen import export_run
-from percepta.training.state import make_state
+from percepta.training.signals import Interrupted
 from percepta.training.step import take_step
-
-KINDS = {"ugatit": UgatitPair, "cyclegan": CycleganPair, "unit": UnitPair, "munit": MunitPair}
-ALONE = {"latent_gan": "none", "denoising": "none"}
-CPU = torch.device("cpu")
-
-
-def made(**knobs):
-    small = {
-        "source": "shapes:length=4",
-        "channels": 8,
-        "blocks": 1,
-        "autoencoder_steps": 1,
-        "prior_steps": 1,
-        "perceptual": "none",
-    }
-    return TrainLadiffgan(**{**small, **knobs})
-
-
-def settings(out, **changed):
-    own = {"size": 16, "batch": 2, "steps": 2, "sample_num": 6, "sample_every": 2, "log_every": 1, "device": "cpu", "out": out}
-    return replace(TrainLadiffgan.default_settings(), **{**own, **changed})
-
-
-@pytest.fixture(scope="module")
-def phases(tmp_path_factory):
-    """A run with all that options need trained, one step each, and its cache."""
-    root = tmp_path_factory.mktemp("phases")
-    given = settings(root / "run", cache=root / "cache", steps=1, sample_every=0)
-    assert train(made(generator="cyclegan", latent_gan="B"), given, quiet=True).finished
-    return root
-
-
-def built(phases, **knobs):
-    """The method of a run that finds its phases, its state, and a batch."""
-    given, found = settings(phases / "no", cache=phases / "cache"), []
-    recipe, given = made(**knobs).settled(given)
-
-    def trained(name, phase, its):
-        from percepta.training.phases import identity
-
-        folder = phases / "cache" / "phases" / f"{phase.name}-{identity(phase, its)}"
-        assert (folder / "model").is_dir(), f"{name} would be trained again"
-        found.append(name)
-        return folder
-
-    recipe = recipe.prepared(given, trained)
-    a, b = (torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(k)) * 2 - 1 for k in (1, 2))
-    torch.manual_seed(0)
-    method = recipe.build(Context(3, 16, examples=lambda: b, source_examples=lambda: a))
-    for player in method.players.values():
-        player.train()
-    return method, make_state(method, given, CPU), given, Batch(b, source=a), found
-
-
-def judges(method):
-    """What is frozen behind the terms."""
-    critics = {id(term.objective.critic) for term in method.terms if isinstance(term.objective, TrainsCritic)}
-    return [
-        part
-        for term in method.terms
-        for part in vars(term.objective).values()
-        if isinstance(part, torch.nn.Module) and id(part) not in critics
-    ]
 
 
 @pytest.mark.parametrize("generator", KINDS)
@@ -189,10 +121,32 @@ def test_nothing_is_left_switched_after_an_exception(phases, monkeypatch):
     assert torch.is_grad_enabled()
 
 
+@pytest.mark.parametrize("stopped", [False, True], ids=["whole", "stopped"])
+def test_what_is_drawn_meanwhile_leaves_the_pair_in_training(phases, monkeypatch, stopped):
+    method, _, given, batch, _ = built(phases, generator="cyclegan", **ALONE)
+    translate, modes, product = method.model.translate, [], method.product
+
+    def watched(*args):
+        modes.append(any(part.training for part in method.model.modules()) or torch.is_grad_enabled())
+        if stopped:
+            raise Interrupted
+        return translate(*args)
+
+    monkeypatch.setattr(method.model, "translate", watched)
+    judged, _ = product.judged(given, CPU, lambda *_: None, None)
+    for draw in (lambda: product.preview(replace(given, sample_num=6), CPU, lambda *_: None), lambda: judged(batch.source, "a2b")):
+        with pytest.raises(Interrupted) if stopped else nullcontext():
+            draw()
+        assert modes and not any(modes) and all(part.training for part in method.model.modules())
+        assert torch.is_grad_enabled() and all(p.requires_grad for p in method.model.parameters())
+        modes.clear()
+
+
 def test_previews_are_rows_of_image_translation_and_back(phases):
     method, _, given, batch, _ = built(phases, generator="cyclegan", **ALONE)
     shown, told = method.product.preview(replace(given, sample_num=12), CPU, lambda *_: None)
-    assert len(shown) == told["num"] == 12 and told["together"] == 3
+    assert len(shown) == told["num"] == 12 and told["columns"] == ["image", "translation", "back"]
+    assert told["rows"] == {"a2b": 2, "b2a": 2}
     assert torch.equal(shown[0:6:3], batch.source) and torch.equal(shown[6::3], batch.x0)
     with torch.no_grad():
         method.model.eval()
@@ -200,15 +154,21 @@ def test_previews_are_rows_of_image_translation_and_back(phases):
         assert torch.allclose(shown[8], method.model.translate(shown[7:8], "a2b")[0], atol=1e-5)
 
 
-def test_an_evaluation_translates_the_test_set_of_the_source(phases):
+def test_an_evaluation_translates_the_test_sets_of_both_domains(phases):
     method, _, given, _, _ = built(phases, generator="cyclegan", **ALONE)
-    seen, translate = [], method.model.translate
-    method.model.translate = lambda x, direction: (seen.append((x, direction)), translate(x, direction))[1]
-    images, told = method.product.judged(replace(given, eval_num=3), CPU, lambda *_: None, open_source("shapes:length=9", 16))
-    assert images.shape == (3, 16, 16, 3) and told["direction"] == "a2b"
-    ((x, direction),) = seen
-    first = torch.from_numpy(images_of(given, method.product.source).read(range(1))[0]).permute(2, 0, 1) / 127.5 - 1
-    assert direction == "a2b" and torch.allclose(x[0], first) and "part=test" in method.product.source
+    sets = method.product.tests(replace(given, eval_num=3, eval_data="shapes:length=4,domain=filled,part=test"))
+    assert "part=test" in sets.a.name and (sets.pairing, sets.num, len(sets.b)) == ("scenes", 3, 4)
+    translate, told = method.product.judged(given, CPU, lambda *_: None, sets)
+    x = torch.rand(2, 3, 16, 16) * 2 - 1
+    assert told["by"] == "translations" and method.model.training
+    for way in ("a2b", "b2a"):
+        found = translate(x, way)
+        assert method.model.training and not found.requires_grad
+        with torch.no_grad():
+            assert torch.allclose(found, method.model.eval().translate(x, way))
+        method.model.train()
+    own = method.product.tests(given)  # without test images of B: its training images, which are no pairs
+    assert own.b.name == given.data and own.pairing == "none"
 
 
 def test_the_target_is_the_data_and_its_test_set_what_an_evaluation_compares_with(tmp_path):
@@ -228,7 +188,8 @@ def test_what_is_given_or_has_no_weight_is_not_trained(tmp_path):
         return names, recipe.prepared(given, lambda name, phase, its: (names.append((name, its)), tmp_path / name)[1])
 
     assert asked(**ALONE)[0] == asked(latent_gan_weight=0.0, denoising_weight=0.0)[0] == []
-    names, recipe = asked(autoencoder_a=tmp_path / "mine", prior_b=tmp_path / "own")
+    mine, own = stub(tmp_path / "mine", "AutoencoderKL"), stub(tmp_path / "own", "LatentPrior")
+    names, recipe = asked(autoencoder_a=mine, prior_b=own)
     assert [name for name, _ in names] == ["autoencoder of B", "prior of A"]
     assert (recipe.autoencoder_a, recipe.prior_b, recipe.prior_a) == (tmp_path / "mine", tmp_path / "own", tmp_path / "prior of A")
     assert {its.crop for _, its in names} == {"stretch"}  # what stands for jitter, of which training draws the place
@@ -247,7 +208,9 @@ def test_what_is_given_or_has_no_weight_is_not_trained(tmp_path):
         ({"generator": "munit", "light": False}, "--no-light belongs to --generator ugatit"),
         ({"latent_gan_share": 1.0}, "--latent-gan-share is a part of the gradient"),
         ({"denoising_share": 0.0}, "--denoising-share is a part of the gradient"),
-        ({"latent_times": "0.5"}, "two fractions of the path"),
+        ({"latent_gan_share": 0.6, "denoising_share": 0.4}, "leave the critics nothing"),
+        ({"latent_times": "0.5"}, "--latent-times: times are two fractions of the path"),
+        ({"denoising_times": "0.9999:1"}, "--denoising-times: of 1000 steps none lies between"),
         ({"denoising_times": "0.8:0.2"}, "low < high"),
         ({"prior_steps": 0}, "--prior-steps must be 1 or more"),
         ({"channels": 0}, "--channels is even"),
@@ -271,6 +234,9 @@ def test_flags_that_cannot_be(knobs, message):
         ({"target": "shapes:length=4,domain=outline", "source": "shapes:length=4,domain=outline"}, {}, "needs two"),
         ({}, {"size": 18}, "multiples of 4"),
         ({"blocks": -1}, {}, "blocks"),
+        ({"source": "shapes", "target": "elsewhere"}, {}, "give the --source too"),
+        ({"source": "nowhere", "target": "shapes:length=4"}, {}, "--source: nowhere: does not exist"),
+        ({"source": "shapes:length=4", "target": "nowhere"}, {}, "--target: nowhere: does not exist"),
         ({}, {"compile": "default"}, "leave --compile and --gradient-checkpointing away"),
         ({}, {"gradient_checkpointing": True}, "leave --compile and --gradient-checkpointing away"),
     ],
@@ -279,6 +245,31 @@ def test_flags_that_cannot_be(knobs, message):
 def test_runs_that_cannot_be_are_refused_before_anything_is_trained(knobs, changed, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         made(**knobs).settled(settings(tmp_path, **changed))
+
+
+def test_a_run_that_cannot_go_on_so_is_refused_before_phases_are_trained(tmp_path):
+    given = settings(tmp_path / "run", steps=1, sample_every=0, cache=tmp_path / "cache")
+    train(made(generator="cyclegan", **ALONE), given, quiet=True)
+    with pytest.raises(ValueError, match="was started with --denoising none"):
+        train(made(generator="cyclegan", latent_gan="none"), replace(given, resume=True), quiet=True)
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize(
+    ("knobs", "message"),
+    [
+        ({"autoencoder_a": "nowhere"}, "--autoencoder-a nowhere: does not exist"),
+        ({"prior_b": "nowhere"}, "--prior-b nowhere: does not exist"),
+        ({"prior_b": "other"}, "--prior-b .*other holds no prior"),
+    ],
+    ids=str,
+)
+def test_what_is_given_is_looked_at_before_anything_is_trained(knobs, message, tmp_path):
+    stub(tmp_path / "other", "AutoencoderKL")
+    knobs = {flag: tmp_path / name if name == "other" else Path(name) for flag, name in knobs.items()}
+    recipe, given = made(**knobs).settled(settings(tmp_path))
+    with pytest.raises(ValueError, match=message):
+        recipe.prepared(given, lambda *_: pytest.fail("trained"))
 
 
 def test_what_a_phase_would_have_left_is_missed_by_its_flag(tmp_path):
@@ -315,7 +306,7 @@ def test_priors_that_are_given_need_no_autoencoders_but_for_latents_that_are_com
         asked.append(name)
         return tmp_path / name
 
-    given = {"prior_a": tmp_path / "a", "prior_b": tmp_path / "b"}
+    given = {f"prior_{domain}": stub(tmp_path / domain, "LatentPrior") for domain in "ab"}
     kind = recipes()["ladiffgan"]
     for knobs, names in (({"latent_gan": "none"}, []), ({}, ["autoencoder of A", "autoencoder of B"])):
         recipe, settings = kind(source="shapes:length=8", **given, **knobs).settled(replace(kind.default_settings(), size=16))

@@ -247,7 +247,7 @@ def test_flags_alone_are_refused_where_they_are_given(knobs, said):
         ({"layers": "0,9"}, "--layers 0,9: this decoder has the layers 0 .mid block. to 2"),
         ({"decode_crop": 9}, "--decode-crop 9 is larger than the latents, which are 8 wide"),
         ({"loss": "self-perceptual"}, "say which with --init"),
-        ({"loss": "latent-lpips", "latent_vgg": Path("nowhere")}, "--latent-vgg nowhere does not exist"),
+        ({"loss": "latent-lpips", "latent_vgg": Path("nowhere")}, "--latent-vgg nowhere: does not exist"),
         ({"timesteps": 10}, "--schedule and --timesteps belong to"),
     ],
 )

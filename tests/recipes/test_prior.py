@@ -68,7 +68,7 @@ def test_knobs_mean_what_they_say(folders):
     ("knobs", "flags", "said"),
     [
         ({"own": None}, {}, "needs two autoencoders"),
-        ({"other": "nowhere"}, {}, "--other nowhere: no autoencoder there"),
+        ({"other": "nowhere"}, {}, "--other nowhere: does not exist"),
         ({"other": "quarter"}, {}, "--own makes a latent of 2 pixels and --other of 4"),
         ({}, {"vae": "own"}, "leave --vae away"),
         ({}, {"size": 9}, "--size 9 is no multiple of 2"),

@@ -93,6 +93,9 @@ def ready(tiny, dtype=torch.float64, **knobs):
         ({"sg_steps": 10}, None, (10, 0, 10)),
         ({"sg_steps": 10}, 14, (10, 4, 14)),
         ({"sg_steps": 0, "sat_steps": 5}, None, (0, 5, 5)),
+        ({"structure_weight": 0.0}, 700, (700, 0, 700)),
+        ({"structure_weight": 0.0, "sat_steps": 0, "rounds": 2}, 700, (350, 0, 700)),
+        ({"structure_weight": 0.0, "sg_steps": 10}, 10, (10, 0, 10)),
     ],
 )
 def test_two_or_three_counts_say_the_rest(knobs, steps, found):
@@ -111,6 +114,12 @@ def test_two_or_three_counts_say_the_rest(knobs, steps, found):
         ({"sg_steps": 0, "sat_steps": 0}, None, "trains nothing"),
         ({"sg_steps": 5, "sat_steps": 1}, 7, "--steps 7 is not what --sg-steps 5, --sat-steps 1 and --rounds 1 come to, 6"),
         ({"sg_steps": 10}, 4, "give --steps 10"),
+        (
+            {"structure_weight": 0.0, "sat_steps": 5},
+            700,
+            "--structure-weight 0 leaves the structure out, and --sat-steps 5 train a critic",
+        ),
+        ({"structure_weight": 0.0, "sg_steps": 10}, 14, "--steps 14 is not what --sg-steps 10, --sat-steps 0"),
     ],
 )
 def test_counts_that_contradict_each_other(knobs, steps, said):
@@ -133,6 +142,7 @@ def test_counts_that_contradict_each_other(knobs, steps, said):
         ({"critic_lr": 0.0}, "--critic-lr must be above 0, got 0"),
         ({"critic_clip": -1.0}, "--critic-clip must be above 0, got -1"),
         ({"critic_anchor": -1.0}, "--critic-anchor must be 0 or more, got -1"),
+        ({"critic_weight_decay": -1.0}, "--critic-weight-decay must be 0 or more, got -1"),
         ({"critic_drift": 0.0}, "--critic-drift must be above 0, got 0"),
     ],
 )
@@ -154,6 +164,55 @@ def test_flags_without_an_effect_are_named(tiny, tmp_path, knobs, batch, said):
         train(made(**knobs), settings(tiny, tmp_path / "run", batch=batch), quiet=True)
     recipe, given = made(**knobs, structure_weight=0.0).settled(settings(tiny, tmp_path / "run", batch=batch))
     recipe.check(given)  # no structure: whatever would judge it
+
+
+@pytest.mark.parametrize("preset", ["paper-imagenet256", "paper-imagenet512"])
+def test_what_is_made_for_latents_reads_no_large_pixels(preset):
+    recipe, given = read(TrainSadm, ["--preset", preset])
+    recipe, given = recipe.settled(given)
+    with pytest.raises(ValueError, match=f"--network dit-xl-2 is made for latents, and at --size {given.size} .* --vae"):
+        recipe.check(given)
+    recipe.check(replace(given, vae="./vae"))
+    recipe.check(replace(given, size=32))
+
+
+def goes_on(folder, *flags):
+    """What a command with --resume comes to, from the config.json of the run."""
+    recipe, given = read(TrainSadm, ["--out", str(folder), "--resume", *flags])
+    return recipe.settled(given)
+
+
+def test_what_is_recorded_of_a_run_that_went_on_is_what_was_trained(tiny, tmp_path):
+    """Further rounds are rounds, and the folder's config.json begins the same run again."""
+    run = tmp_path / "run"
+    train(made(sg_steps=2, sat_steps=1), settings(tiny, run, steps=3, device="cpu"), quiet=True)
+    train(*goes_on(run, "--steps", "6"), quiet=True)
+    recipe, given = read(TrainSadm, ["--config", str(run / "config.json")])
+    assert (recipe.sg_steps, recipe.sat_steps, recipe.rounds, given.steps) == (2, 1, 2, 6)
+    assert recipe.settled(given) == (recipe, given)
+    straight = train(recipe, replace(given, out=tmp_path / "straight"), quiet=True).folder
+    assert (straight / "metrics.jsonl").read_text() == (run / "metrics.jsonl").read_text()
+    with pytest.raises(ValueError, match="rounds of 3 steps goes on by whole rounds, .* --steps 9 for 3 rounds$"):
+        goes_on(run, "--steps", "8")
+    with pytest.raises(ValueError, match="give --steps 12 for 4 rounds, or 9 for 3$"):
+        goes_on(run, "--steps", "10")
+    with pytest.raises(ValueError, match="--steps 6 is not what .* and --rounds 3 come to, 9: .* give --steps 9"):
+        goes_on(run, "--rounds", "3")
+    assert goes_on(run, "--rounds", "3", "--steps", "9")[0].rounds == 3
+    usual = str(TrainSadm.default_settings().steps)  # the default number, but said, and the run goes beyond it
+    with pytest.raises(ValueError, match=f"--steps {usual} end within one: give --steps 2001 for 667 rounds"):
+        goes_on(run, "--steps", usual)
+
+
+def test_a_run_without_a_critic_goes_on_by_any_number_of_steps(tiny, tmp_path):
+    run = tmp_path / "run"
+    train(made(sat_steps=0), settings(tiny, run, steps=3, device="cpu"), quiet=True)
+    train(*goes_on(run, "--steps", "4"), quiet=True)
+    recipe, given = read(TrainSadm, ["--config", str(run / "config.json")])
+    assert (recipe.sg_steps, recipe.sat_steps, recipe.rounds, given.steps) == (4, 0, 1, 4)
+    recipe.settled(given)
+    with pytest.raises(ValueError, match="was started with --sat-steps 0 "):
+        train(*goes_on(run, "--sg-steps", "4", "--sat-steps", "1", "--steps", "5"), quiet=True)
 
 
 def test_pixels_cannot_be_a_critic_and_no_structure_has_none(tiny):
@@ -200,7 +259,11 @@ def test_a_turn_moves_its_player_only_and_statistics_never_move(tiny, monkeypatc
 
 def test_the_critic_has_a_pace_of_its_own(tiny):
     method, _, given, _ = ready(tiny, critic_lr=1e-4, critic_clip=0.5)
-    state = make_state(method, replace(given, clip=2.0), torch.device("cpu"))
+    state = make_state(method, replace(given, clip=2.0, weight_decay=0.3), torch.device("cpu"))
+    decays = {name: player.optimizer.param_groups[0]["weight_decay"] for name, player in state.players.items()}
+    assert decays == {"model": 0.3, "structure": 0.0}
+    method.paces = ready(tiny, critic_weight_decay=0.1)[0].paces
+    assert make_state(method, given, torch.device("cpu")).players["structure"].optimizer.param_groups[0]["weight_decay"] == 0.1
     assert {n: (given.lr * p.pace, p.clip) for n, p in state.players.items()} == {
         "model": (pytest.approx(1e-3), 2.0),
         "structure": (pytest.approx(1e-4), 0.5),

@@ -1,27 +1,13 @@
 """Run folders made by hand: what a run leaves, without training one."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
-
-SETTINGS = {
-    "data": "shapes", "size": 16, "network": "unet-pocket", "init": None, "out": "runs/first", "steps": 40, "batch": 16, "seed": 0,
-    "resume": False, "flip": False, "channels_last": True, "betas": [0.9, 0.999], "lr": 0.0001, "ema": "classic", "report_to": [],
-}  # fmt: skip
-PROTOCOL = {
-    "generated": {"name": "runs/first", "count": 5000, "fingerprint": "a1", "drawn": {"sampler": "ddim", "steps": 50, "weights": "c3"}},
-    "reference": {"name": "shapes", "count": 50000, "fingerprint": "b2"},
-    "dialect": {"name": "torch-fidelity", "kid_size": 1000},
-    "extractors": {"inception": {"weights": "d4", "resize": "tf1-bilinear-299"}},
-}  # fmt: skip
-
-
-def lines(path: Path, records: list[dict[str, Any]], tail: str = "") -> None:
-    path.write_text("".join(json.dumps(record) + "\n" for record in records) + tail)
+from run_folders import COLUMNS, KEYS, PROTOCOL, SETTINGS, lines, translation_grid
 
 
 @pytest.fixture
@@ -71,6 +57,35 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
                 "missing": {"is": "no logits"},
             }
             (root / "evaluation" / "evaluation.json").write_text(json.dumps(record))
+        return root
+
+    return make
+
+
+@pytest.fixture
+def make_translator(tmp_path: Path) -> Callable[..., Path]:
+    """A run of ladiffgan; `knobs` are its recipe's flags, `seed` changes the images that it translates."""
+
+    def make(
+        name: str = "first", grids: tuple[int, ...] = (20, 40), rows: int = 3, columns: Sequence[str] = COLUMNS, seed: int = 0,
+        keys: Sequence[str] = KEYS, **knobs: Any,
+    ) -> Path:  # fmt: skip
+        root = tmp_path / "runs" / name
+        (root / "samples").mkdir(parents=True)
+        flags = {"source": "photos", "target": "paintings", "generator": "ugatit", "latent_gan": "A", "denoising": "A", **knobs}
+        config = {
+            "recipe": "ladiffgan",
+            "knobs": flags,
+            "settings": {**SETTINGS, "network": None, "data": "paintings", "seed": seed},
+        }
+        (root / "config.json").write_text(json.dumps(config))
+        record = {key: 100.0 if key == "cam" else 0.5 for key in keys} | {f"share/{key}": 0.5 for key in ("cycle", "cam")}
+        lines(
+            root / "metrics.jsonl",
+            [{"step": s, "images": 16 * s, **record, "cycle": 1000 / s**3, "lr": 1e-4} for s in range(2, 41, 2)],
+        )
+        for step in grids:
+            translation_grid(root / "samples" / f"step-{step:07d}.png", step, rows, columns, seed)
         return root
 
     return make

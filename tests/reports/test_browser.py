@@ -1,10 +1,12 @@
 """The page in a real browser, from file://: it opens without a word on the console, fetches nothing, and its controls work."""
 
+import json
 import shutil
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from run_folders import translated
 
 from percepta.reports import Words, heat_map, write_report
 
@@ -140,7 +142,7 @@ def test_a_figure_stays_readable_on_a_phone(browser, make_run, tmp_path) -> None
 
 
 def test_the_focus_can_be_seen_and_motion_reduced(page) -> None:
-    for name in ("#scrub", "#wipe", "#log", "#theme", ".plot >> nth=0", "summary >> nth=0"):
+    for name in ("#scrub", "#wipe", "#scale", "#theme", ".plot >> nth=0", "summary >> nth=0"):
         page.locator(name).focus()
         page.keyboard.press("Shift")
         assert page.evaluate("parseFloat(getComputedStyle(document.activeElement).outlineWidth)") >= 2, name
@@ -164,7 +166,7 @@ def test_other_seeds_are_said(browser, make_run, tmp_path) -> None:
 def test_curves_answer_their_controls(page) -> None:
     path = "document.querySelector('.chart[data-smooth] .s0 path.line:not(.raw)').getAttribute('d')"
     seen = [page.evaluate(path)]
-    page.locator("#log").check()
+    page.locator("#scale").select_option("log")
     seen.append(page.evaluate(path))
     page.locator("#smooth").fill("0")
     seen.append(page.evaluate(path))
@@ -221,3 +223,66 @@ def test_numbers_and_pictures_need_no_script(browser, make_run, tmp_path) -> Non
     assert "2.500" in text and "need JavaScript" in text and "0.5 → 0.025" in text
     assert page.locator(".grid img").last.is_visible()
     context.close()
+
+
+@pytest.fixture
+def translators(browser, make_translator, tmp_path, request) -> Iterator:
+    """Two translators of the same images, and one of others; their curves have players."""
+    width, theme = getattr(request, "param", (1440, "light"))
+    roots = [
+        make_translator("a", rows=6),
+        make_translator("b", rows=6, columns=("image", "translation", "back")),
+        make_translator("c", seed=9),
+    ]
+    (roots[0] / "evaluation").mkdir()
+    (roots[0] / "evaluation" / "evaluation.json").write_text(json.dumps(translated()))
+    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=theme)
+    opened, said = context.new_page(), []
+    opened.on("console", lambda message: said.append(message.text))
+    opened.on("pageerror", lambda error: said.append(str(error)))
+    opened.goto(write_report(roots, tmp_path / "t.html").out.as_uri())
+    yield opened
+    assert said == []
+    context.close()
+
+
+@pytest.mark.parametrize("translators", SIZES, indirect=True, ids=str)
+def test_translations_fit_the_screen(translators) -> None:
+    assert translators.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    width = translators.viewport_size["width"]
+    boxes = [strip.bounding_box() for strip in translators.locator(".strip .frame:visible").all()]
+    assert len(boxes) == 2 * 3 + 2 * 2, "source and two runs, source and one run, both ways"
+    assert all(box["x"] >= 0 and box["x"] + box["width"] <= width and box["width"] >= 300 for box in boxes)
+    assert all(plot.bounding_box()["width"] >= 240 for plot in translators.locator(".plot").all())
+    assert translators.locator(".way details[open]").count() == 0
+    translators.locator(".way summary").first.press("Enter")
+    assert translators.locator(".way .strip .frame:visible").count() == len(boxes) + 3, "attention of a, and the way back of both"
+
+
+def test_every_strip_follows_the_steps_but_the_source(translators) -> None:
+    shown = "[...document.querySelectorAll('.strip[data-grids] img:not([hidden])')].map(i => i.dataset.step)"
+    assert set(translators.evaluate(shown)) == {"40"}
+    translators.locator("#scrub").focus()
+    translators.keyboard.press("ArrowLeft")
+    assert set(translators.evaluate(shown)) == {"20"}
+    assert translators.locator(".strip .at").first.inner_text() == "step 20"
+    assert translators.locator(".way >> nth=0 >> .strip >> nth=0 >> img").is_visible()
+
+
+def test_translations_of_the_same_images_are_laid_over_each_other(translators) -> None:
+    names = "[...document.querySelectorAll('#left, #right')].map(s => s.selectedOptions[0].text)"
+    assert translators.evaluate(names) == ["a, A → B, step 40", "b, A → B, step 40"]
+    assert translators.locator("#unlike").is_hidden()
+    translators.locator("#right").select_option(label="c, A → B, step 40")
+    assert translators.locator("#unlike").inner_text() == "Places do not match: these are made of other images."
+    translators.locator("#right").select_option(label="a, B → A, step 20")
+    assert translators.locator("#unlike").is_visible()
+
+
+def test_a_curve_that_spans_much_is_logarithmic_unless_asked_otherwise(translators) -> None:
+    logarithmic = "[...document.querySelectorAll('.chart')].filter(f => f.textContent.includes('logarithmic')).map(f => f.querySelector('strong').textContent)"
+    assert translators.evaluate(logarithmic) == ["There and back"]
+    translators.locator("#scale").select_option("linear")
+    assert translators.evaluate(logarithmic) == []
+    translators.locator("#scale").select_option("log")
+    assert len(translators.evaluate(logarithmic)) > 10

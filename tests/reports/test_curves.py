@@ -4,6 +4,7 @@ import json
 import math
 
 import pytest
+from run_folders import translated
 
 from percepta.reports import read_run, read_runs
 from percepta.reports.curves import comparable, evaluation_charts, thin, training_charts
@@ -45,10 +46,10 @@ def test_what_is_drawn_where(make_run) -> None:
 
 def test_what_is_told_of_a_term_is_no_loss(make_run) -> None:
     root = make_run()
-    told = {"denoising": 1.0, "structure/a": 0.5, "structure/a/drift": 0.1, "weight/structure/a": 2.0, "critic/structure/a": -0.5}
+    told = {"denoising": 1.0, "structure/a": 0.5, "structure/a/drift": 0.1, "weight/structure/a": 2.0}
     (root / "metrics.jsonl").write_text(json.dumps({"step": 1, **told}) + "\n")
     groups = training_charts([read_run(root)])
-    assert list(by_title(groups["terms"])) == ["denoising", "structure/a", "critic/structure/a"]
+    assert list(by_title(groups["terms"])) == ["denoising", "structure/a"]
     assert list(by_title(groups["told"])) == ["structure/a/drift", "weight/structure/a"]
 
 
@@ -106,3 +107,31 @@ def test_runs_measured_differently_are_said_to_be(make_run) -> None:
     evaluated(b, [20, 40], count=10_000)
     _, notes = evaluation_charts(read_runs([a, b]))
     assert len(notes) == 1 and "generated.count (5000 or 10000)" in notes[0]
+
+
+def test_a_translator_has_a_curve_per_direction(make_translator) -> None:
+    root = make_translator()
+    found = [{"step": s, **translated(fid=100 / s)} for s in (20, 40)]
+    (root / "evaluations.jsonl").write_text("".join(json.dumps(one) + "\n" for one in found))
+    charts, notes = evaluation_charts([read_run(root)])
+    assert list(by_title(charts)) == [
+        "FID, A → B", "FID, B → A", "KID × 100, A → B", "KID × 100, B → A", "Shape right, A → B", "Shape right, B → A",
+    ]  # fmt: skip
+    (fid,), (kid,) = charts[1]["lines"], charts[2]["lines"]
+    assert fid["y"] == [10.0, 5.0] and kid["y"] == [0.5, 0.25] and kid["lo"] == [0.35, 0.1] and kid["hi"] == [0.65, 0.4]
+    assert notes == [] and charts[0]["about"] == "lower is better" and charts[4]["about"] == "higher is better"
+    for one in found:
+        one["metrics"] = dict(reversed(one["metrics"].items()))
+    (root / "evaluations.jsonl").write_text("".join(json.dumps(one) + "\n" for one in found))
+    titles = list(by_title(evaluation_charts([read_run(root)])[0]))
+    assert titles == [f"{name}, {way}" for name in ("Shape right", "KID × 100", "FID") for way in ("A → B", "B → A")]
+
+
+def test_another_set_for_the_way_back_is_another_protocol(make_translator) -> None:
+    root, other = make_translator("a"), make_translator("b")
+    changed = translated()
+    changed["protocol"]["b2a"]["reference"]["fingerprint"] = "new"
+    for one, record in ((root, translated()), (other, changed)):
+        (one / "evaluations.jsonl").write_text("".join(json.dumps({"step": s, **record}) + "\n" for s in (20, 40)))
+    _, notes = evaluation_charts(read_runs([root, other]))
+    assert len(notes) == 1 and "b2a.reference.fingerprint (ra or new)" in notes[0]

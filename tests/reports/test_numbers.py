@@ -5,12 +5,15 @@ import shlex
 from dataclasses import replace
 
 import pytest
+from run_folders import translated
 
 from percepta.cli.evaluate import Evaluate
 from percepta.cli.parse import parse
 from percepta.reports import read_runs
-from percepta.reports.facts import commands, duration, fact_table, facts, lede, short, spelt_out
-from percepta.reports.numbers import NAMES, differences, direction, metric_table, shown, spoken
+from percepta.reports.commands import commands, spelt_out
+from percepta.reports.facts import duration, fact_table, facts, lede, short
+from percepta.reports.names import NAMES, direction, parts, spoken
+from percepta.reports.numbers import differences, metric_table, shown
 
 
 @pytest.mark.parametrize(
@@ -166,3 +169,122 @@ def test_the_command_that_repeats_a_run(make_run) -> None:
     words = spelt_out(run)
     assert "--betas 0.9 0.999" in words and "--no-flip" in words and "--channels-last" in words and "--gamma 5.0" in words
     assert "--init" not in words and "--resume" not in words and "--report-to" not in words and "--out runs/again" in words
+
+
+def judged(root, **how) -> None:
+    (root / "evaluation").mkdir(exist_ok=True)
+    (root / "evaluation" / "evaluation.json").write_text(json.dumps(translated(**how)))
+
+
+def cells(found: dict, name: str) -> list[str | None]:
+    (row,) = (row for row in found["rows"] if row["name"] == name)
+    return [cell and cell["value"] for cell in row["cells"]]
+
+
+def test_a_translator_has_a_column_per_direction(make_translator) -> None:
+    root = make_translator()
+    judged(root)
+    found = metric_table(read_runs([root]))
+    assert [(column["run"], column["label"]) for column in found["columns"]] == [("A → B", "100 images"), ("B → A", "80 images")]
+    assert cells(found, "FID") == ["9.000", "18.00"]
+    assert cells(found, "KID × 100") == ["0.9000", "1.800"] and found["rows"][1]["cells"][1]["std"] == "0.15"
+    assert not found["best"], "one direction is not better than the other"
+    assert [one["run"] for one in found["judged"]] == ["first"], "both have one protocol"
+    assert [name for name, _ in found["about"]] == ["FID", "KID × 100", "Shape right"]
+
+
+def test_translators_are_compared_per_direction(make_translator) -> None:
+    roots = [make_translator("a"), make_translator("b")]
+    for root, fid in zip(roots, (9.0, 5.0), strict=True):
+        judged(root, fid=fid)
+    found = metric_table(read_runs(roots))
+    heads = [(column["run"], column["label"].partition(",")[0]) for column in found["columns"]]
+    assert heads == [("a", "A → B"), ("b", "A → B"), ("a", "B → A"), ("b", "B → A")]
+    assert best(found, "FID") == [False, True, False, True] and best(found, "Shape right") == [False] * 4
+    judged(roots[1], reference="other")
+    found = metric_table(read_runs(roots))
+    assert not found["best"] and "reference.fingerprint" in found["decisive"][0]
+
+
+def test_a_translator_beside_another_method_has_rows_of_its_own(make_translator, make_run) -> None:
+    root = make_translator("ways")
+    judged(root)
+    found = metric_table(read_runs([make_run("draws", evaluated={"fid": 3.0, "kid": 0.5}), root]))
+    assert [(column["run"], column["label"]) for column in found["columns"]] == [
+        ("draws", "5,000 images"), ("ways", "A → B, 100 images"), ("ways", "B → A, 80 images"),
+    ]  # fmt: skip
+    assert cells(found, "KID") == ["0.5000", None, None] and cells(found, "KID × 100") == [None, "0.9000", "1.800"]
+
+
+def test_how_well_attributes_are_read_stands_beside_them(make_translator) -> None:
+    root = make_translator()
+    judged(root, real=0.9)
+    found = metric_table(read_runs([root]))
+    assert found["notes"] == [f"Read by a program that is right on {share} % of real images" for share in (90, 100)]
+    assert [cell["note"] for cell in found["rows"][2]["cells"]] == [1, 2] and found["rows"][0]["cells"][0]["note"] == 0
+
+
+@pytest.mark.parametrize(
+    ("metric", "found", "said"),
+    [
+        ("kid@domain/a2b", ("kid", "domain", "a2b"), "KID × 100 in domain, A → B"), ("fid/b2a", ("fid", "", "b2a"), "FID, B → A"),
+        ("kid@a/b", ("kid", "a/b", ""), "KID in a/b"), ("psnr/a2b", ("psnr", "", "a2b"), "PSNR, A → B"), ("/a2b", ("/a2b", "", ""), "/a2b"),
+        ("new/a2b", ("new", "", "a2b"), "new, A → B"), ("fid@inception-64/a2b", ("fid", "inception-64", "a2b"), "FID-64, A → B"),
+    ],
+)  # fmt: skip
+def test_parts_of_a_name(metric: str, found: tuple[str, str, str], said: str) -> None:
+    assert parts(metric) == found and spoken(metric) == said
+
+
+def test_what_a_translator_was(make_translator) -> None:
+    runs = read_runs([make_translator("a"), make_translator("b", latent_gan="none", denoising_weight=0, diffusion_gan=True)])
+    found = dict(facts(runs[0]))
+    assert (found["Domain A"], found["Domain B"], found["Network"], found["Supervised by"]) == (
+        "photos", "paintings", "ugatit", "latent GAN A, denoising A",
+    )  # fmt: skip
+    assert "Data" not in found and lede(runs[0]).startswith("A ladiffgan model, trained on photos and paintings.")
+    assert ("Supervised by", ["latent GAN A, denoising A", "Diffusion-GAN"]) in fact_table(runs)[0]
+    assert (
+        dict(facts(read_runs([make_translator("c", latent_gan="none", denoising="none")])[0]))["Supervised by"]
+        == "critics of images alone"
+    )
+
+
+def test_the_command_that_repeats_an_evaluation_of_a_translator(make_translator, monkeypatch) -> None:
+    root = make_translator("a b")
+    record = translated()
+    protocol = record["protocol"]
+    (root / "evaluation").mkdir()
+    path = root / "evaluation" / "evaluation.json"
+    path.write_text(json.dumps(record))
+    assert "Judge it again" not in dict(commands(read_runs([root])[0])), "what was translated is not known"
+    protocol["generated"] |= {"name": "photos/test, translated", "drawn": {"size": 32, "seed": 3}}
+    protocol["reference"] |= {"name": "paintings/test", "transform": "stretch to 32 x 32, filter adm", "count": 60}
+    protocol["dialect"] |= {"kid_size": 30}
+    record["metrics"] |= {"psnr/a2b": {"value": 9.0, "space": "pixels"}, "kid@domain/a2b": {"value": 1.0, "space": "domain"}}
+    path.write_text(json.dumps(record))
+    monkeypatch.chdir(root.parents[1])
+
+    def told() -> Evaluate:
+        return parse(Evaluate, shlex.split(dict(commands(read_runs([root])[0]))["Judge it again"])[2:], "percepta evaluate")
+
+    once = told()
+    assert (once.generated, once.real, once.source, once.metrics, once.space) == (
+        "runs/a b", "paintings/test", "photos/test", "fid,kid", "inception-2048,domain",
+    )  # fmt: skip
+    assert (once.num, once.size, once.crop, once.seed, once.kid_size) == (None, 32, "stretch", 3, None), (
+        "all of 100 and 80; half of 60"
+    )
+    protocol["b2a"]["generated"]["count"] = 100
+    protocol["dialect"]["kid_size"] = 7
+    path.write_text(json.dumps(record))
+    assert (told().num, told().kid_size) == (100, 7)
+
+
+def test_a_space_with_a_slash_in_its_name_is_no_direction(make_translator, make_run) -> None:
+    root = make_translator("ways")
+    (root / "evaluation").mkdir()
+    record = {"metrics": {f"kid@a/{way}": {"value": 0.5, "space": "a"} for way in ("a2b", "b2a")}, "protocol": {}}
+    (root / "evaluation" / "evaluation.json").write_text(json.dumps(record))
+    found = metric_table(read_runs([make_run("draws", evaluated={"kid@a/b": 0.25}), root]))
+    assert cells(found, "KID") == ["0.2500", None, None] and cells(found, "KID × 100") == [None, "50.00", "50.00"]

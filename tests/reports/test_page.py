@@ -7,50 +7,17 @@ import json
 import os
 import random
 import re
-from html.parser import HTMLParser
 
 import pytest
 from PIL import Image
+from run_folders import EVIL, Page
 
 from percepta.cli import main
 from percepta.reports import write_report
 from percepta.reports.pictures import chosen, picture
 from percepta.reports.run import Grid
 
-EVIL = "\"><script>alert(1)<img src=x onerror='alert(2)'>&amp;"
 FETCHING = {"src", "href", "srcset", "data", "action", "poster", "background", "formaction", "ping"}
-VOID = {"meta", "link", "img", "br", "input"}
-
-
-class Page(HTMLParser):
-    """Tags with their attributes, the text of scripts and styles, and whether every tag is closed."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.open: list[str] = []
-        self.inside: dict[str, list[str]] = {"script": [], "style": []}
-        self.text = ""
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag, attrs) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag) -> None:
-        assert self.open and self.open[-1] == tag, f"</{tag}> closes {self.open[-3:]}"
-        self.open.pop()
-
-    def handle_data(self, data) -> None:
-        if self.open and self.open[-1] in self.inside:
-            self.inside[self.open[-1]].append(data)
-        else:
-            self.text += data
-
-    def all(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.tags if name == tag]
 
 
 @pytest.fixture
@@ -323,3 +290,11 @@ def test_wrong_use_is_one_line(line: str, said: str, tmp_path, monkeypatch, caps
     assert main(line.split()) == 2
     told = capsys.readouterr()
     assert told.out == "" and len(told.err.strip().splitlines()) == 1 and said in told.err
+
+
+def test_a_small_budget_is_met_by_less_precision_before_less_size(tmp_path) -> None:
+    Image.effect_noise((128, 128), 60).convert("RGB").save(tmp_path / "noise.png")
+    whole, tight = picture(tmp_path / "noise.png"), picture(tmp_path / "noise.png", 12_000)
+    sizes = [Image.open(io.BytesIO(base64.b64decode(one.uri.split(",")[1]))).size for one in (whole, tight)]
+    lengths = [len(base64.b64decode(one.uri.split(",")[1])) for one in (whole, tight)]
+    assert sizes == [(128, 128), (128, 128)] and lengths[1] <= 12_000 < lengths[0]

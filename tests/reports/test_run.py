@@ -55,7 +55,7 @@ def test_not_a_run_folder_is_one_line(tmp_path, content) -> None:
     with pytest.raises(ValueError, match="not a run") as error:
         read_run(tmp_path)
     assert "\n" not in str(error.value)
-    with pytest.raises(ValueError, match="no run folder"):
+    with pytest.raises(ValueError, match="does not exist"):
         read_run(tmp_path / "nowhere")
 
 

@@ -1,11 +1,9 @@
 """The studies by their plans: the matrix is whole, every command is one that the command line knows, the budget is the same for all rows."""
 
 import json
-from itertools import pairwise
-from pathlib import Path
 
 import pytest
-import torch
+from plans import LOOKS, LPL, STUDIES, all_weights, plan_of, words_of  # noqa: F401  (all_weights is for all tests here)
 
 from percepta.cli import main
 from percepta.cli.evaluate import Evaluate
@@ -16,20 +14,16 @@ from percepta.cli.report import Report
 from percepta.cli.sample import Sample
 from percepta.cli.train import read
 from percepta.evaluation.plan import check_metrics
-from percepta.networks import build_autoencoder
 from percepta.objectives import Metric
-from percepta.probes import PROBES, Look
 from percepta.recipes import recipes
 from percepta.spaces.extractor import split_name
 from percepta.spaces.metrics import open_metric
-from percepta.studies import _casdm, _common, _mmd, _probes, _sadm, mmd_table5, sadm_table4, studies
-from percepta.studies.engine.plan import make_plan
+from percepta.studies import _casdm, _common, _mmd, mmd_table5
 from percepta.studies.engine.running import Outcome
 from percepta.studies.engine.store import Store
 from percepta.studies.engine.study import Job, Reading
 from percepta.studies.engine.table import value_of
 
-STUDIES = studies()
 SHAPE = {  # rows at pocket scale, at the paper's, columns
     "mmd-table1": (15, 15, 4), "mmd-table5": (3, 4, 4), "mmd-table6": (3, 4, 16), "mmd-table7": (4, 4, 3), "mmd-table8": (4, 4, 3),
     "mmd-table9": (5, 5, 3), "mmd-fig4": (2, 2, 4), "mmd-fig5": (0, 0, 0),
@@ -38,21 +32,10 @@ SHAPE = {  # rows at pocket scale, at the paper's, columns
     "sadm-table2": (7, 7, 8), "sadm-table3": (7, 7, 3), "sadm-table4": (10, 10, 12), "sadm-table5": (13, 13, 4), "sadm-fig5": (3, 3, 12),
     "sadm-fig6": (3, 3, 3), "sadm-ablation": (13, 14, 4),
     "lpl-table8": (10, 10, 4), "lpl-fig11": (3, 1, 21), "lpl-fig12": (3, 1, 4), "lpl-fig13": (3, 1, 16),
+    "ladiffgan-table1": (7, 9, 20), "ladiffgan-ablation": (10, 10, 14), "ladiffgan-samples": (0, 0, 0),
 }  # fmt: skip
 MMD = [name for name in SHAPE if name.startswith("mmd")]
 CASDM = [name for name in SHAPE if name.startswith("casdm")]
-LPL = ["lpl-table5", "lpl-table6", "lpl-table7", "lpl-fig14-18", "lpl-fig19", "lpl-fig20"]
-SADM = [name for name in SHAPE if name.startswith("sadm")]
-LOOKS = ["lpl-fig11", "lpl-fig12", "lpl-fig13"]  # at an autoencoder, which is given at the paper's scale
-
-
-@pytest.fixture(autouse=True)
-def all_weights(monkeypatch):
-    """Plans as of a machine that has all weights, unless a test says otherwise."""
-    monkeypatch.setattr(_mmd, "has_weights", lambda name: True)
-    monkeypatch.setattr(_casdm, "has_weights", lambda name: True)
-    monkeypatch.setattr(_probes, "has_weights", lambda name: True)
-    monkeypatch.setattr(_sadm, "has_weights", lambda name: True)
 
 
 # what a place says that has no number by intention
@@ -67,21 +50,9 @@ NOT_HERE = (
     "the second space",
     "no --target",
     "an average is the paper's",
+    "no second pair",
+    "nothing was translated",
 )
-
-
-def plan_of(name, scale="pocket", seeds=2, **given):
-    data = {} if scale == "pocket" else {"data": "./cifar10"}
-    data |= {"init": "./vae"} if scale == "paper" and name in (*LOOKS, *LPL, "sadm-table2", "sadm-table4") else {}
-    data |= (
-        {"targets": tuple(f"{name}=./{name}" for name in sadm_table4.NAMES)} if scale == "paper" and name == "sadm-table4" else {}
-    )
-    return make_plan(STUDIES[name], STUDIES[name].at(scale, **(data | given)), range(seeds))
-
-
-def words_of(name, scale="pocket"):
-    store = Store(Path("DIR"))  # never opened
-    return [store.words(job) for job in plan_of(name, scale).jobs]
 
 
 def test_every_study_of_the_paper_is_there():
@@ -371,139 +342,9 @@ def test_casdm_without_weights_or_with_a_pipeline(monkeypatch):
     assert all("leave --init away" in cell.why for cell in given.cells if "real" not in cell.row.label)
 
 
-def test_looks_share_their_autoencoder_and_say_what_is_missing(monkeypatch):
-    trained = {name: {job.key for job in plan_of(name).jobs if job.words[0] == "train"} for name in LOOKS}
-    assert len(set.union(*trained.values())) == 1
-    monkeypatch.setattr(_probes, "has_weights", lambda name: False)
-    why = {cells[0].row.label: cells[0].why for cells in plan_of("lpl-fig12").rows}
-    assert (
-        "TAEF2" in why["TAEF2, factor 8"] and "--init" in why["the one of --init"] and not why["trained on these images, factor 4"]
-    )
-    assert len(plan_of("lpl-fig12").figures) == 1
-    given = plan_of("lpl-fig12", init="./vae", data="./images", size=32)
-    (words,) = [job.words for job in given.jobs if job.words[:2] == ("probe", "./vae")]
-    assert words[words.index("--size") + 1] == "128"
-
-
-def test_every_place_of_a_look_is_one_that_its_probe_has(tmp_path):
-    """By the probes themselves, on a small autoencoder."""
-    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    look = Look(build_autoencoder().requires_grad_(False).eval(), images, tmp_path, draws=1)
-    for name in LOOKS:
-        study = STUDIES[name]
-        (what,) = {words[words.index("--what") + 1] for words in words_of(name) if words[0] == "probe"}
-        numbers = PROBES[what](look).numbers
-        for column in study.columns:
-            found = numbers
-            for part in column.place.split("."):
-                found = found[part]
-            assert isinstance(found, float)
-        for figure in study.figures(study.at("pocket")):
-            assert (tmp_path / Path(figure.file).name).is_file()
-
-
-def test_rows_of_lpl_begin_at_one_checkpoint_and_differ_in_their_loss():
-    """The same steps, batch, rate and autoencoder; only table 7, of equal time, has more steps where they are cheaper."""
-    own = {
-        "--loss",
-        "--max-level",
-        "--weight-rule",
-        "--loss-weight",
-        "--alone",
-        "--outliers",
-        "--norm",
-        "--weight",
-        "--steps",
-        "--seed",
-        "--depth",
-    }
-    for name in LPL:
-        jobs = [job for job in plan_of(name).jobs if job.words[:2] == ("train", "lpl")]
-        tuned = [job.words for job in jobs if "--init" in job.words]
-        bases = {job.key for words in tuned for job in words if not isinstance(job, str)}
-        assert len(bases) == 2, "one checkpoint and one autoencoder"
-        flags = [{k: v for k, v in pairwise(w) if str(k).startswith("--") and k not in own} for w in tuned]
-        assert all(found == flags[0] for found in flags), name
-        steps = {w[w.index("--steps") + 1] for w in tuned}
-        assert steps == ({"200", "464"} if name == "lpl-table7" else {"50", "100", "200"} if name == "lpl-fig14-18" else {"200"})
-
-
 def test_a_log_is_read_at_its_end(store):
     job = Job(("train", "lpl", "--out", "{out}"))
     store.folder(job).mkdir(parents=True)
     (store.folder(job) / "timing.jsonl").write_text('{"images_per_s": 1.0}\n{"images_per_s": 7.0}\n')
     outcome = Outcome(records={job.key: store.finish(job, 1.0, None)})
     assert value_of(Reading(job, "images_per_s", "timing.jsonl"), store, outcome)["value"] == 7.0  # pyright: ignore[reportArgumentType, reportCallIssue]
-
-
-def test_the_printed_averages_of_sadm_table_4_are_those_of_their_rows():
-    """So that a digit that was copied wrong is seen."""
-    rows = [row for row in STUDIES["sadm-table4"].rows if row.paper]
-    assert len(rows) == 8
-    for row in rows:
-        *eight, average = row.paper[3:]
-        assert sum(eight) / 8 == pytest.approx(average, abs=0.0064), row.label
-
-
-def flags_of(words, leave):
-    return {k: v for k, v in pairwise(words) if str(k).startswith("--") and k not in leave}
-
-
-@pytest.mark.parametrize("name", ["sadm-table2", "sadm-table3", "sadm-table5", "sadm-fig6", "sadm-ablation"])
-@pytest.mark.parametrize("scale", ["pocket", "paper"])
-def test_rows_of_sadm_see_as_many_images_and_differ_in_their_structure(name, scale):
-    own = {"--space", "--structure-weight", "--structure-share", "--times-per", "--relation", "--distance", "--seed", "--sat-steps", "--rounds", "--critic-lr",
-           "--steps", "--batch", "--conditional", "--size", "--preset"}  # fmt: skip
-    trained = [job for job in plan_of(name, scale).jobs if job.words[:2] == ("train", "sadm")]
-    starts = {job.words[job.words.index("--init") + 1].key for job in trained if "--init" in job.words and scale == "pocket"}
-    assert len(starts) <= (2 if name == "sadm-table3" else 1)  # with labels and without
-    jobs = [job for job in trained if job.key not in starts]
-    assert jobs and len({tuple(flags_of(job.words, {*own, "--init"}).items()) for job in jobs}) == 1
-    seen = set()
-    for job in jobs:
-        words = [word if isinstance(word, str) else "PATH" for word in job.words[2:]]
-        recipe, settings = (lambda recipe, settings: recipe.settled(settings))(*read(recipes()["sadm"], words))
-        seen.add(settings.steps * settings.batch)
-        assert recipe.rounds * (recipe.sg_steps + recipe.sat_steps) == settings.steps
-        assert (recipe.structure_weight != 0) == ("--space" in job.words)
-    whole = max(seen)
-    parts = {"sadm-fig6": (0.25, 0.5, 1)}.get(name, (1,))
-    assert all(min(abs(count / whole - part) for part in parts) < 0.01 for count in seen), seen
-
-
-def test_the_space_that_judges_sadm_is_none_that_it_was_trained_in():
-    for name in SADM:
-        for words in words_of(name):
-            if words[:2] == ["train", "sadm"] and "--space" in words:
-                seed, space = (words[words.index(flag) + 1] for flag in ("--seed", "--space"))
-                assert space != "domain" or seed != str(_common.JUDGE)
-
-
-def test_table_4_brings_one_model_to_each_target():
-    plan = plan_of("sadm-table4")
-    tuned = [job for job in plan.jobs if job.words[:2] == ("train", "sadm") and "--init" in job.words]
-    bases = {job.words[job.words.index("--init") + 1].key for job in tuned}
-    assert len(bases) == 1 and len(tuned) == 9 * 2 * 2
-    data = {job.words[job.words.index("--data") + 1] for job in tuned}
-    assert data == set(sadm_table4.TARGETS)
-    for job in plan.jobs:  # each is judged against its own target
-        if job.words[0] == "evaluate" and isinstance(job.words[1], Job):
-            trained = job.words[1].words[1]
-            assert job.words[2] == trained.words[trained.words.index("--data") + 1]
-    one = plan_of("sadm-table4", targets=("./flowers", "cars=./cars"))
-    why = {cell.column.label: cell.why for cell in one.rows[0] if not cell.readings}
-    assert set(why) == {"second target", *sadm_table4.NAMES, "average"} - {"cars"}
-    own = plan_of("sadm-table4", data="./mine")
-    assert all("--target" in cell.why or "average" in cell.why for cell in own.rows[0])
-
-
-def test_sadm_without_weights_trains_in_an_encoder_of_the_data(monkeypatch):
-    monkeypatch.setattr(_sadm, "has_weights", lambda name: False)
-    missing = {cell.row.label for cell in plan_of("sadm-ablation").cells if not cell.readings}
-    assert missing == {"Psi: AlexNet"}
-    assert all(cell.readings for cell in plan_of("sadm-table5").cells if cell.row.make is not None)
-    assert not any(
-        "weights of inception-logits" not in cell.why
-        for cell in plan_of("sadm-table2").cells
-        if cell.row.make and cell.column.place == "metrics.is" and cell.column.setting == 256
-    )

@@ -168,6 +168,18 @@ def test_the_text(table):
     assert "trained against" not in markdown({**table, "rows": clean})
 
 
+def test_a_note_names_a_group_that_has_no_number_at_all(store):
+    columns = (
+        Column("a", "metrics.fid"),
+        *(Column(label, "metrics.is", group=group) for group in ("far", "wide") for label in "bc"),
+    )
+    plan = make_plan(study(columns=columns, rows=(Row("plain", make("plain")),)), At("pocket", None, "x", 8), range(1))
+    made = make_table(plan, store, outcome(plan))
+    assert [note["cells"] for note in notes(made)] == [["plain (far, wide)"]]
+    made["rows"][0]["cells"][2]["why"] = ""
+    assert [note["cells"] for note in notes(made)] == [["plain (far b, wide)"]]
+
+
 def test_the_page_is_one_file_that_runs_nothing(table, store, tmp_path):
     from PIL import Image
 

@@ -111,7 +111,7 @@ def test_a_run_goes_on_to_the_bit_and_its_model_loads_samples_and_says_what_it_r
 
 
 def test_who_cannot_be_told_is_refused_with_advice(tiny, told, tmp_path):
-    ours = "use --network ddpmpp-32, ddpmpp-64, ddpmpp-pocket"
+    ours = "use --network ddpmpp-32, ddpmpp-64, ncsnpp-32, ncsnpp-64, ddpmpp-pocket"
     with pytest.raises(ValueError, match=f"tells the network by 9 numbers.*this UNet2DModel reads none: {ours}"):
         train(Edm(augment=0.1), settings(tmp_path / "run", tiny.network), quiet=True)
     with pytest.raises(ValueError, match="this DDPMPP reads none"):

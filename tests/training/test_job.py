@@ -216,7 +216,7 @@ def test_a_config_of_an_unknown_recipe_is_an_error(done, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="of the recipe 'gan'"):
         read_config(tmp_path / "config.json", RECIPES)
-    with pytest.raises(ValueError, match="there is no file"):
+    with pytest.raises(ValueError, match="does not exist"):
         read_config(tmp_path / "nowhere" / "config.json", RECIPES)
 
 

@@ -8,11 +8,24 @@ import pytest
 import torch
 from processes import digest, free_port, lines
 from safetensors.torch import load_file
+from translators import ALONE, made, settings
+
+from percepta.training.job import train
 
 FLAGS = {
     "source": "shapes:length=6", "generator": "cyclegan", "channels": 8, "blocks": 1, "size": 16, "batch": 2, "steps": 3, "autoencoder-steps": 2,
     "prior-steps": 2, "perceptual": "none", "sample-every": 3, "sample-num": 6, "checkpoint-every": 1, "log-every": 1, "device": "cpu",
 }  # fmt: skip
+HALF = """
+import os
+from percepta.networks.autoencoders import Autoencoder
+
+def half(self, folder):
+    self.model.save_config(folder)
+    os.kill(os.getpid(), 9)
+
+Autoencoder.save_pretrained = half
+"""
 HOLD = """
 import os, torch
 import percepta.training.loop as loop
@@ -23,7 +36,7 @@ def held(*args, **options):
     global calls
     calls += 1
     if calls == {call}:
-        os.kill(os.getpid(), 15)
+        os.kill(os.getpid(), {number})
     return real(*args, **options)
 
 loop.take_step = held
@@ -40,14 +53,14 @@ def test_a_run_goes_on_exactly_from_inside_each_phase(zygote, tmp_path):
     """A signal in the first step of an autoencoder, of a prior (after 1 + 2 steps of autoencoders), and of the GAN (after 1 + 2 of priors)."""
 
     def start(name, call=0):
-        process = zygote.command(words(tmp_path / name, "--resume"), HOLD.format(call=call or -1))
+        process = zygote.command(words(tmp_path / name, "--resume"), HOLD.format(call=call or -1, number=15))
         return process.wait(200), process.err.read_text()
 
     code, said = start("a")
     assert code == 0, said
     for call, left in ((1, "autoencoder"), (4, "prior"), (4, None)):
         code, said = start("b", call)
-        assert code == 3, said
+        assert code == 3 and ("the same command goes on" if left else "--resume") in said, said
         unfinished = [
             folder.name.split("-")[0] for folder in (tmp_path / "b/cache/phases").glob("[ap]*-*") if not (folder / "model").is_dir()
         ]
@@ -63,6 +76,53 @@ def test_a_run_goes_on_exactly_from_inside_each_phase(zygote, tmp_path):
     assert {"weights-adversarial.a", "weights-latent-gan.b"} <= {path.stem for path in (tmp_path / "b/run/checkpoint-3").iterdir()}
     config = json.loads((tmp_path / "b/run/config.json").read_text())
     assert all(config["knobs"][f"{what}_{d}"] for what in ("autoencoder", "prior") for d in "ab")
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_goes_on_exactly(zygote, tmp_path):
+    """In the middle of an autoencoder's export, in the first step of a prior and of the features that option B compares, and in the GAN's second."""
+
+    def start(name, before=""):
+        process = zygote.command(
+            words(tmp_path / name, "--resume", "--latent-gan", "B"), f"import torch\ntorch.set_num_threads(1)\n{before}"
+        )
+        return process.wait(200), process.err.read_text()
+
+    code, said = start("a")
+    assert code == 0, said
+    kills = [(HALF, "autoencoder")] + [
+        (HOLD.format(call=call, number=9), left) for call, left in ((3, "prior"), (3, "ddpm"), (8, None))
+    ]
+    for before, left in kills:
+        assert start("b", before)[0] == -9
+        unfinished = [
+            folder.name.split("-")[0]
+            for folder in (tmp_path / "b/cache/phases").glob("[adp]*-*")
+            if not (folder / "model").is_dir()
+        ]
+        assert unfinished == ([] if left is None else [left])
+    assert (tmp_path / "b/run/checkpoint-1").is_dir() and not (tmp_path / "b/run/checkpoint-2").is_dir()
+    code, said = start("b")
+    assert code == 0 and "(step 1)" in said, said
+    for part in ("run", "cache/phases"):
+        straight, again = digest(tmp_path / "a" / part), digest(tmp_path / "b" / part)
+        assert straight == again and len(straight) > 10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("generator", "more"), [("ugatit", {"diffusion_gan": True}), ("unit", {}), ("munit", {"diffusion_gan": True})]
+)
+def test_every_generator_goes_on_exactly(generator, more, tmp_path):
+    """Its noise and styles, the spectral norms of its critics, and Diffusion-GAN's count of what these saw."""
+
+    def run(name, *ends):
+        for k, end in enumerate(ends):
+            given = settings(tmp_path / name, steps=end, lr_schedule="constant", checkpoint_every=1, sample_every=0, resume=k > 0)
+            train(made(generator=generator, **ALONE, **more), given, quiet=True)
+        return digest(tmp_path / name / f"checkpoint-{ends[-1]}")
+
+    assert run("straight", 3) == run("stopped", 1, 3)
 
 
 @pytest.mark.slow

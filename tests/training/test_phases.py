@@ -84,7 +84,7 @@ def test_autoencoders_count_by_their_weights_wherever_they_lie(tmp_path):
     assert of("a") != of("moved/a")
     latent = [phases.identity(Ddpm(), replace(GIVEN, vae=str(tmp_path / name))) for name in ("a", "b", "moved/a")]
     assert latent[0] != latent[1] == latent[2]
-    with pytest.raises(ValueError, match="--own .*no autoencoder there"):
+    with pytest.raises(ValueError, match="--own .*nowhere: does not exist"):
         of("nowhere")
 
 

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from unittest.mock import Mock
 
 import pytest
 from processes import FLAGS
@@ -19,7 +20,7 @@ from percepta.training.method import Method
 from percepta.training.recipe import Context, Recipe
 from percepta.training.reopen import export_run
 from percepta.training.settings import Settings
-from percepta.training.trained_against import spaces_behind
+from percepta.training.trained_against import record, spaces_behind
 
 RECIPES = recipes()
 
@@ -174,6 +175,36 @@ def test_older_runs_are_followed_by_init_and_vae_and_circles_end(tmp_path):
     second = written(tmp_path / "second", settings={"init": str(first)})
     assert trained_against(second) == ("alex",)
     assert trained_against(first) == ("alex",)
+
+
+def test_a_translator_inherits_from_what_made_the_latents_that_judge_it(tmp_path):
+    """Now by the recipe's flags, and in runs that were trained before this was recorded."""
+    coder = written(tmp_path / "coder", resolved={"trained_against": [{"space": "alex", "term": "perceptual"}]})
+    plain = written(tmp_path / "plain")
+    prior = written(tmp_path / "prior", knobs={"own": str(plain), "other": str(coder)})
+    features = written(tmp_path / "features", settings={"vae": str(coder)})
+    method = Mock(spec=Method, all_terms=[])
+    kind = RECIPES["ladiffgan"]
+
+    def against(**knobs):
+        return record(method, kind(source="shapes", **knobs), Settings())
+
+    given = {"autoencoder_a": plain, "autoencoder_b": coder, "prior_a": prior, "features_b": features}
+    assert against(**given) == [
+        {"space": "alex", "inherited": f"--autoencoder-b {coder}"},
+        {"space": "alex", "inherited": f"--prior-a {prior}"},
+    ]
+    assert against(**given, latent_gan="B")[-1] == {"space": "alex", "inherited": f"--features-b {features}"}
+    assert against(**given, latent_gan="none", denoising="none") == against(autoencoder_a=plain) == []
+    own = record(method, RECIPES["prior"](own=str(coder), other=str(plain)), Settings())
+    assert own == [{"space": "alex", "inherited": f"--own {coder}"}]
+    for flag, folder in given.items():
+        older = written(
+            tmp_path / f"older-{flag}", recipe="ladiffgan", knobs={flag: str(folder), "target": "shapes", "blocks": None}
+        )
+        (older / "model").mkdir()
+        assert trained_against(older / "model") == (() if folder == plain else ("alex",)), flag
+    assert contaminated("lpips-alex", trained_against(tmp_path / "older-prior_a"))
 
 
 def test_a_damaged_record_is_not_a_clean_one(tmp_path):

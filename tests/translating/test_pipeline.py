@@ -13,6 +13,7 @@ from percepta import TranslationPipeline
 from percepta.networks.munit import MunitPair
 from percepta.networks.ugatit import UgatitPair
 from percepta.networks.unit import UnitPair
+from percepta.training.translated import Translated
 
 
 def pixels(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -129,9 +130,15 @@ def test_folders_that_translate_nothing_are_refused(run: Path, tmp_path: Path) -
     shutil.rmtree(unfinished / "model")
     with pytest.raises(ValueError, match="has no model yet"):
         TranslationPipeline.from_pretrained(unfinished)
-    with pytest.raises(ValueError, match="no folder"):
+    with pytest.raises(ValueError, match="does not exist"):
         TranslationPipeline.from_pretrained(tmp_path / "nowhere")
     (tmp_path / "net").mkdir()
     (tmp_path / "net" / "config.json").write_text(json.dumps({"_class_name": DDPMPP.__name__}))
     with pytest.raises(ValueError, match="translates nothing"):
         TranslationPipeline.from_pretrained(tmp_path / "net")
+
+
+def test_what_a_run_exports_knows_its_size(tmp_path: Path) -> None:
+    """A UNIT's config.json does not."""
+    Translated(UnitPair(channels=4, blocks=1), torch.zeros(0, 3, 32, 32), torch.zeros(0, 3, 32, 32)).export(tmp_path / "out", {})
+    assert TranslationPipeline.from_pretrained(tmp_path / "out").size == 32

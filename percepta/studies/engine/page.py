@@ -1,6 +1,7 @@
 """A table as files: table.json for programs, table.md for notes and issues, table.html for reading (one file, which fetches nothing)."""
 
 import os
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -58,11 +59,19 @@ def notes(table: Table) -> list[dict[str, Any]]:
         if not row["commands"] and all(cell["why"] == "only the paper's" for cell in row["cells"]):
             continue
         for text in dict.fromkeys(cell["why"] for cell in row["cells"] if cell["why"]):
-            places = [" ".join(filter(None, (column["group"], column["label"])))
-                      for cell, column in zip(row["cells"], table["columns"], strict=True) if cell["why"] == text]  # fmt: skip
-            whole = len(places) == len(row["cells"])
-            about.setdefault(text, []).append(row["label"] if whole else f"{row['label']} ({', '.join(places)})")
+            whole = all(cell["why"] == text for cell in row["cells"])
+            about.setdefault(text, []).append(row["label"] if whole else f"{row['label']} ({', '.join(_places(table, row, text))})")
     return [{"text": text, "cells": cells, "number": number} for number, (text, cells) in enumerate(about.items(), 1)]
+
+
+def _places(table: Table, row: dict[str, Any], text: str) -> Iterator[str]:
+    """The columns where a row has this reason; of a group that has it everywhere its title."""
+    for group in table["groups"]:
+        found = [k for k in group["columns"] if row["cells"][k]["why"] == text]
+        if group["title"] and len(found) == len(group["columns"]) > 1:
+            yield group["title"]
+        else:
+            yield from (" ".join(filter(None, (group["title"], table["columns"][k]["label"]))) for k in found)
 
 
 def header(table: Table) -> str:

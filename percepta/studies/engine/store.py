@@ -19,6 +19,8 @@ from typing import IO, Any
 
 from percepta._version import __version__
 from percepta.data import open_source
+from percepta.data.domains import find_domains
+from percepta.data.open import domain_folders
 from percepta.studies.engine.study import OUT, At, Job
 from percepta.training.folder import write_json
 
@@ -116,10 +118,19 @@ def identity(at: At) -> dict[str, Any]:
     """What all work in a folder has in common: images and weights by their content, so that changed ones are not taken for the old ones."""
     return {
         "percepta": __version__, "scale": at.scale, "data": at.data, "size": at.size, "init": at.init,
-        "fingerprint": open_source(at.data, at.size).fingerprint, "weights": at.init and weights_behind(Path(at.init)),
-        **{key: {name: open_source(data_of(name), at.size).fingerprint for name in found}
+        "fingerprint": content(at.data, at.size), "weights": at.init and weights_behind(Path(at.init)),
+        **{key: {name: content(data_of(name), at.size) for name in found}
            for key, found in (("held_out", (at.held_out,) if at.held_out else ()), ("targets", at.targets))},
     }  # fmt: skip
+
+
+def content(data: str, size: int) -> str:
+    """The fingerprint of a set of images; of a folder that holds two domains those of all of its sets."""
+    if not Path(data).is_dir() or domain_folders(Path(data)) is None:
+        return open_source(data, size).fingerprint
+    found = find_domains(data)
+    parts = (found.train_a, found.train_b, found.test_a, found.test_b)
+    return " ".join(open_source(part, size).fingerprint for part in parts if part is not None)
 
 
 def data_of(target: str) -> str:

@@ -88,13 +88,16 @@ Make = Callable[[At, "Column", int], Images]
 
 @dataclass(frozen=True)
 class Column:
-    """`place` is read from the judgement; `setting` is for the rows: steps, a backbone, a direction. Columns of a `group` stand in one table."""
+    """`place` is read from the judgement; `setting` is for the rows: steps, a backbone, a direction. Columns of a `group` stand in one table.
+
+    `times`: so many times the value is shown, where that is the custom (KID x100)."""
 
     label: str
     place: str
     setting: Any = None
     better: Literal["lower", "higher", ""] = "lower"
     group: str = ""
+    times: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -114,7 +117,7 @@ class Study:
     """One table or figure. `printed` says what the paper's numbers are: metric, samples, data. `facts` is the budget, the same for all rows.
 
     `sizes` has the paper's own record for each scale, with a `size`, the side of the images. `data` are the images of a scale and those
-    that are held out; None where the user has to name them.
+    that are held out, where there are some; None where the user has to name them.
     """
 
     name: str
@@ -126,7 +129,7 @@ class Study:
     judge: Callable[[At, Images, Column, int], Reading]
     sizes: Mapping[str, Any]
     facts: Callable[[At], list[tuple[str, str]]]
-    data: Mapping[str, tuple[str, str] | None]
+    data: Mapping[str, tuple[str, str | None] | None]
     figures: Callable[[At], "list[Figure]"] = lambda at: []
 
     def rows_at(self, scale: str) -> list[Row]:

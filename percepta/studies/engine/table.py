@@ -70,7 +70,7 @@ def _cell(cell: Cell, store: Store, outcome: Outcome) -> dict[str, Any]:
     """Seeds that have no value are left out of the mean, and said."""
     found = [value_of(reading, store, outcome) for reading in cell.readings]
     known = [one for one in found if isinstance(one, dict)]
-    values = [one["value"] for one in known]
+    values = [one["value"] * cell.column.times for one in known]
     why = cell.why or "; ".join(dict.fromkeys(one for one in found if isinstance(one, str)))
     if values and why:
         why = f"{len(values)} of {len(found)} seeds: {why}"
