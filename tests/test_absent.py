@@ -18,6 +18,9 @@ def test_the_place_where_the_way_ends_and_the_nearest_name(tmp_path, monkeypatch
     assert absent(tmp_path / "runs" / "zzz").endswith(f"{tmp_path}/runs holds a.txt, flowers")
     assert absent(near / "x").endswith(f"{near} holds nothing")
     assert absent(tmp_path / "runs" / "a.txt" / "x").endswith(f"{tmp_path}/runs/a.txt holds nothing")
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    assert "did you mean" not in absent(tmp_path / "link")
+    assert absent("~nobody-of-that-name/x").startswith("~nobody-of-that-name/x: does not exist")
     monkeypatch.chdir(tmp_path)
     assert absent("runs/flower") == f"runs/flower: does not exist; did you mean {near}?"
 

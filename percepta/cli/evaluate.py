@@ -197,9 +197,15 @@ def _is_set(generated: str) -> bool:
 
 
 def _out(command: Evaluate) -> Path | None:
-    from percepta.judging import is_generator
+    from percepta.judging import is_generator, is_translator
+    from percepta.translating.judging import run_of
 
-    return command.out or (Path(command.generated) / "evaluation" if is_generator(command.generated) else None)
+    given = Path(command.generated)
+    if command.out is not None or not is_generator(command.generated):
+        return command.out
+    if is_translator(given):  # a model's own folder is replaced by its next export
+        return None if not run_of(given) else (given.parent if given.name == "model" else given) / "evaluation"
+    return given / "evaluation"
 
 
 def _judge(command: Evaluate, device: str, cache: Path | None, check: Callable[[], None], first: bool) -> None:

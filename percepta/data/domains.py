@@ -111,9 +111,7 @@ def _test_of(train: str) -> str | None:
         if shapes.part == "test":
             raise ValueError(f"{train}: scenes of part=test are to judge by: train on others, and they are found")
         return shapes_text(train, part="test", length=str(min(shapes.length, TEST_SCENES)))
-    path = Path(train)
-    if not path.exists():
-        return None
+    path = Path(train)  # which may not be there any more where a model is judged
     if path.name.startswith("train"):
         there = path.with_name(path.name.replace("train", "test", 1))
     elif path.parent.name == "train":

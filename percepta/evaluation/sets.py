@@ -160,14 +160,14 @@ def _choose(
         return ImageSet(name, source, indices, transform, on_bad)
     if num > count:
         raise ValueError(f"{name}: {num:,} images were asked for, it holds {count:,}")
-    if _by_class(source, indices):
+    if by_class(source, indices):
         places, selection = [k * count // num for k in range(num)], f"{num} of {count}, at even distances: it lies sorted by class"
     else:
         places, selection = range(num), f"the first {num} of {count}"
     return ImageSet(name, source, [indices[k] for k in places], transform, on_bad, selection)
 
 
-def _by_class(source: Source, indices: Sequence[int]) -> bool:
+def by_class(source: Source, indices: Sequence[int]) -> bool:
     """Whether each class lies in one piece."""
     labels = getattr(source, "labels", None)  # a tuple where a source holds them; Shapes names a kind of label
     if not isinstance(labels, tuple):

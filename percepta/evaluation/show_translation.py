@@ -12,7 +12,7 @@ from percepta.evaluation.evaluate import Evaluation
 from percepta.evaluation.metrics import HIGHER, Value
 from percepta.evaluation.show import MARK, label_of, missing_lines, protocol_lines, text_of, warning_lines
 from percepta.evaluation.translation import HIGHER as HIGHER_BESIDE
-from percepta.evaluation.translation import KEYS, WAYS
+from percepta.evaluation.translation import KEYS, NEITHER, WAYS
 
 LABELS = {
     "lpips-to-source": "LPIPS to source", "cycle-error": "cycle error", "psnr": "PSNR", "lpips-to-truth": "LPIPS to truth",
@@ -20,7 +20,6 @@ LABELS = {
 }  # fmt: skip
 COLUMNS = {"a2b": "A -> B", "b2a": "B -> A"}
 HUNDREDFOLD = "kid"  # shown times 100, as papers on translation have it
-NEITHER = "lpips-to-source"  # little is changed: good where the content is meant, bad where nothing was translated
 
 
 def show_translations(result: Evaluation, console: Console) -> None:
@@ -36,7 +35,7 @@ def show_translations(result: Evaluation, console: Console) -> None:
 
 def heading(result: Evaluation) -> Iterator[Text]:
     """What translates, and both test sets."""
-    back = result.protocol["b2a"]
+    back = {**result.protocol, **result.protocol["b2a"]}
     drawn = result.protocol["generated"].get("drawn", {})
     if drawn.get("source"):
         told = f"{drawn['source']}  {drawn.get('model', '')}, {drawn.get('size', '?')} px"

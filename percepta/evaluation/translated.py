@@ -13,6 +13,7 @@ from torch import Tensor
 from percepta import distributed
 from percepta.data import BadImage
 from percepta.evaluation.imageset import ImageSet
+from percepta.evaluation.sets import by_class
 from percepta.images import to_uint8
 from percepta.spaces.lpips import Lpips
 
@@ -57,8 +58,10 @@ def translated(
     translate: Translate, way: str, source: ImageSet, target: ImageSet, count: int, truths: Mapping[int, int], lpips: Lpips | None,
     device: str, check: Callable[[], None], progress: Callable[[str, int, int], None],
 ) -> tuple[Errors, list[Row]]:  # fmt: skip
-    """The first `count` images of the source. `truths`: see TestSets.truths."""
-    places = source.places()[:count]
+    """`count` images of the source: the first, or, where it lies sorted by class, at even distances. `truths`: see TestSets.truths."""
+    places = source.places()
+    apart = count < len(places) and by_class(source.source, source.indices)
+    places = [places[k * len(places) // count] for k in range(count)] if apart else places[:count]
     where = {number: place for place, number in enumerate(target.indices)}
     out, parts, rows = Errors(np.empty((0, 1, 1, 3), np.uint8), []), list[np.ndarray](), list[Row]()
     for first in range(0, len(places), TOGETHER):

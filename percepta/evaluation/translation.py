@@ -26,6 +26,7 @@ from percepta.spaces.lpips import trunk_hash
 
 WAYS = ("a2b", "b2a")
 KEYS = ("lpips-to-source", "cycle-error", "psnr", "lpips-to-truth", "shape-accuracy", "colour-accuracy")
+NEITHER = "lpips-to-source"  # little is changed: good where the content is meant, bad where nothing was translated
 HIGHER = ("psnr", "shape-accuracy", "colour-accuracy")
 CEILING = 100  # real images that the attributes are read of, to say how well they are read
 Look = Callable[[str, Sequence[Row]], None]
@@ -87,7 +88,7 @@ def kid_size_for(sets: TestSets, dialect: str) -> int:
 
 
 def beside(sets: TestSets, device: str = "cpu") -> tuple[dict[str, bool], dict[str, str]]:
-    """Which of KEYS these sets allow, each with whether lower is better; and why LPIPS cannot be had, where it cannot."""
+    """Which of KEYS these sets allow, each that has a better end with whether that is the lower one; and why LPIPS cannot be had, where it cannot."""
     missing: dict[str, str] = {}
     keys = ["lpips-to-source", "cycle-error"]
     if sets.truths("a2b"):
@@ -98,7 +99,7 @@ def beside(sets: TestSets, device: str = "cpu") -> tuple[dict[str, bool], dict[s
         reason = open_lpips(sets.of(way)[0], device)
         if isinstance(reason, str):
             missing |= {f"{key}/{way}": reason for key in keys if key.startswith("lpips")}
-    lower = {f"{key}/{way}": key not in HIGHER for key in keys for way in WAYS}
+    lower = {f"{key}/{way}": key not in HIGHER for key in keys if key != NEITHER for way in WAYS}
     return {key: value for key, value in lower.items() if key not in missing}, missing
 
 

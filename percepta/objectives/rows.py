@@ -8,7 +8,7 @@ of one size, or a row's last bits would depend on which rows were known before.
 """
 
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import lru_cache
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
@@ -145,7 +145,7 @@ def fingerprints(x: Float[Tensor, "b c h w"]) -> list[bytes]:
     return [row.tobytes() for row in keys.cpu().numpy()]
 
 
-@cache
+@lru_cache(maxsize=4)
 def _factors(count: int, device: torch.device) -> Tensor:
     drawn = torch.randint(-(2**63), 2**63 - 1, (2, count), generator=torch.Generator().manual_seed(0), dtype=torch.int64)
     return (drawn | 1).to(device)

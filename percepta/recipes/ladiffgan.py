@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from percepta.absent import absent
 from percepta.data.domains import Domains, find_domains
 from percepta.data.open import is_shapes, open_source
 from percepta.data.transforms import still
@@ -246,7 +247,7 @@ class TrainLadiffgan(Recipe):
 
     def notes(self, settings: Settings) -> Iterable[str]:
         if settings.size >= INSIDE.get(self.generator, settings.size + 1) and not self.vgg_weight and not has_trunk("vgg16"):
-            yield f"without {self.generator}'s loss in VGG16, whose weights are not on this machine: see percepta doctor"
+            yield f"without {self.generator}'s loss in VGG16; its weights are not on this machine: see percepta doctor"
 
     def _domains(self) -> Domains:
         """A --source that holds both may come with the --target that a run found in it: the command was given again, to go on."""
@@ -264,6 +265,8 @@ class TrainLadiffgan(Recipe):
                 vae_folder(str(coder), f"--autoencoder-{domain}")
             if (prior := self._given(f"prior_{domain}")) is not None:
                 prior_folder(prior, f"--prior-{domain} ")
+            if (plain := self._given(f"features_{domain}")) is not None and not plain.exists():
+                raise ValueError(f"--features-{domain} {absent(plain, 'a run of percepta train ddpm --vae')}")
         told = self.prior_a is not None and self.prior_b is not None  # a prior brings its autoencoders along
         if not self.matches and (told or not self.denoises):
             return self

@@ -13,7 +13,8 @@ from types import MappingProxyType
 from typing import Literal
 
 from percepta.data.domains import Domains, find_domains
-from percepta.data.open import is_shapes
+from percepta.data.open import is_shapes, open_source
+from percepta.data.transforms import still
 from percepta.studies._common import JUDGE, budget
 from percepta.studies.engine.study import OUT, At, Column, Images, Impossible, Job, Reading
 
@@ -176,7 +177,17 @@ def judge(at: At, images: Images, column: Column, seed: int) -> Reading:
 
 def compared(at: At, images: str, real: str) -> Job:
     """Of two sets; it also trains the encoder of `real`, once, so that jobs that run side by side then find it."""
-    return Job(("evaluate", images, real, "--size", str(at.size), *at.sizes.judge.split(), "--json"))
+    words = at.sizes.every.split()
+    crop = still(words[words.index("--crop") + 1] if "--crop" in words else "jitter")  # what the recipe does unless told
+    cut = () if crop == "center-crop" else ("--crop", crop)
+    have, most = counted(images), counted(tests(at)[real == tests(at)[0]])
+    few = ("--num", str(most)) if have is not None and most is not None and have > most else ()  # as many as are translated
+    return Job(("evaluate", images, real, *few, "--size", str(at.size), *cut, *at.sizes.judge.split(), "--json"))
+
+
+def counted(images: str) -> int | None:
+    """How many there are; None where they are not here."""
+    return len(open_source(images)) if is_shapes(images) or Path(images).is_dir() else None
 
 
 WAYS = (("A→B", "a2b"), ("B→A", "b2a"))

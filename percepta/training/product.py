@@ -25,6 +25,13 @@ from percepta.samplers import Drawn, check_sampler, sample_images, usual_clip
 from percepta.training.settings import Settings
 from percepta.training.texts import Prompts
 
+WRITTEN = (
+    "config.json",
+    "translation.json",
+    "denoiser",
+    "own",
+    "other",
+)  # what models of the recipes' own consist of, beside weights
 JUDGED = 256  # images drawn together for an evaluation: their float form is given up before the next ones are drawn
 Check = Callable[..., None]  # called at safe places of a long job; raises to leave it
 
@@ -192,6 +199,9 @@ def exporting(out: Path, card: Mapping[str, Any]) -> Iterator[Path]:
 
 
 def _is_model(folder: Path) -> bool:
-    """Whether a folder was exported, also before there were records. A run's config.json is none of a model's."""
+    """Whether a folder was exported, also before there were records: then it holds nothing else. A run's config.json is none of a model's."""
+    if (folder / RECORD).is_file():
+        return True
     config = folder / "config.json"
-    return (folder / RECORD).is_file() or (config.is_file() and '"_class_name"' in config.read_text())
+    own = all(entry.name in WRITTEN or entry.suffix == ".safetensors" for entry in folder.iterdir())
+    return own and config.is_file() and '"_class_name"' in config.read_text()

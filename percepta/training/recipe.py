@@ -15,6 +15,7 @@ from percepta.estimate import Denoise
 from percepta.formulation import Denoiser, Formulation
 from percepta.networks import PRESETS, Network, adapt, build, load_model
 from percepta.objectives import Denoising, Term, Weight
+from percepta.path import VarianceExploding
 from percepta.training.augmenting import augmentation
 from percepta.training.method import Method
 from percepta.training.product import Sampled
@@ -188,6 +189,11 @@ def denoising_method(
     if not 0 <= cond_dropout < 1:
         raise ValueError(f"--cond-dropout must lie in [0, 1), got {cond_dropout}")
     chosen = context.chosen_network(network)
+    if dict(chosen.model.config).get("ncsn") and not isinstance(formulation.path, VarianceExploding):
+        raise ValueError(
+            "NCSN++ reads the logarithm of the noise level and cannot tell the times of other "
+            "paths apart: take --predict edm (train edm), or ddpmpp in its place"
+        )
     denoiser, altering = Denoiser(chosen, formulation), augmentation(augment, chosen, context.vae)
     shape, told = (context.channels, context.size, context.size), context.num_classes or context.prompts is not None
     product = Sampled(denoiser, shape, sampler, context.vae, context.class_names, prompts=context.prompts)

@@ -6,7 +6,7 @@ judge_translator(Asked(Path("translator"), source="testA", target="testB")) # ot
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from percepta import distributed
+from percepta.absent import absent
 from percepta.data.domains import find_domains, pairing_of
 from percepta.data.transforms import still
 from percepta.evaluation.evaluate import Evaluation
@@ -105,7 +106,7 @@ def test_sets(asked: Asked, size: int) -> TestSets:
                 f"percepta evaluate {asked.model} testB --source testA"
             )
         knobs = run.get("knobs", {})
-        a, b = find_domains(knobs["source"], knobs["target"]).tests()
+        a, b = own_tests(knobs["source"], knobs["target"], settings.get("eval_data"))
     crop = asked.crop or still(settings.get("crop", "center-crop"))
     sides = []
     for text in (a, b):
@@ -115,6 +116,19 @@ def test_sets(asked: Asked, size: int) -> TestSets:
             raise ValueError(f"--num {asked.num}: so many of each test set are translated, 2 or more, and {text} has {len(side)}")
         sides.append(side)
     return TestSets(sides[0], sides[1], pairing_of(a, b), asked.num)
+
+
+def own_tests(source: str, target: str, eval_data: str | None) -> tuple[str, str]:
+    """The test sets of a run; of B what it was evaluated with while it trained."""
+    found = find_domains(source, target)
+    found = replace(found, test_b=eval_data or found.test_b)
+    for images, test in ((source, found.test_a), (target, found.test_b)):
+        if test is None and ":" not in images and not Path(images).exists():
+            raise ValueError(
+                f"the run was trained on {absent(images, 'the path as it was given there')}. Go to the folder that it was trained in, or "
+                "name both test sets: REAL, images of B, and --source, images of A"
+            )
+    return found.tests()
 
 
 def run_of(model: Path) -> dict[str, Any]:

@@ -109,6 +109,10 @@ def write_onnx(
     work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
         records = [_write(pipe, work, direction, about or {}) for direction in directions]
+        for kept in [
+            path for path in out.glob("*") if path.name.partition(".")[0] not in directions
+        ]:  # of an earlier export of the other direction
+            shutil.copy2(kept, work)
         replace_folder(work, out)
     finally:
         shutil.rmtree(work, ignore_errors=True)

@@ -12,9 +12,12 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from percepta._version import __version__
 from percepta.data.image import alpha_of, rgb_of
+from percepta.evaluation.contamination import CARD, trained_against
 from percepta.images import to_uint8
 from percepta.interop import find_folder
+from percepta.interop.export import RECORD
 from percepta.networks.loading import class_of, load_model
 from percepta.networks.translation import DIRECTIONS, SIZE_FILE, Direction, Pair
 from percepta.translating.fitting import Fit, Fitting, translate_all
@@ -43,6 +46,7 @@ class TranslationPipeline:
         if self.fixed and size not in (None, pair.config["sample_size"]):
             raise ValueError(f"this model translates images of {pair.config['sample_size']} px only, got size {size}")
         self.size = size or pair.config.get("sample_size")
+        self.trained_against: tuple[str, ...] = ()  # spaces: metrics in them say nothing of this model
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, size: int | None = None) -> "TranslationPipeline":
@@ -62,12 +66,16 @@ class TranslationPipeline:
             raise ValueError(f"{model} holds a {found.__name__}, which translates nothing: give a run of the recipe ladiffgan")
         pair = load_model(model)
         assert isinstance(pair, Pair)
-        return cls(pair, size or size_of(model))
+        pipe = cls(pair, size or size_of(model))
+        pipe.trained_against = trained_against(given)
+        return pipe
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """The model as safetensors with its config.json, and the size beside it."""
+        """The model as safetensors with its config.json; beside it the size, and what it was trained against."""
         self.pair.save_pretrained(folder)
         (Path(folder) / SIZE_FILE).write_text(json.dumps({"size": self.size}) + "\n")
+        card = {"protocol": {CARD: ", ".join(self.trained_against)}}
+        (Path(folder) / RECORD).write_text(json.dumps({"percepta": __version__, "card": card}, indent=2) + "\n")
 
     def to(self, device: str | torch.device) -> "TranslationPipeline":
         self.pair.to(torch.device(device))  # pyright: ignore[reportArgumentType]

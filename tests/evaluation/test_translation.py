@@ -14,7 +14,7 @@ from rich.console import Console
 from percepta.data.domains import pairing_of
 from percepta.evaluation.sets import open_side
 from percepta.evaluation.show_translation import show_translations
-from percepta.evaluation.translated import psnr
+from percepta.evaluation.translated import psnr, translated
 from percepta.evaluation.translation import WAYS, TestSets, beside, judge_translations, kid_size_for
 
 torch.set_num_threads(1)
@@ -256,3 +256,28 @@ def test_a_person_reads_a_row_per_metric_and_a_column_per_direction(tmp_path):
     (row,) = [line for line in lines if line.startswith("LPIPS to source")]
     assert "lower" not in row and "higher" not in row
     assert "by scenes: 12 pairs" in text and "100 subsets of 6, times 100" in text and "shape 100.0%" in text
+
+
+def test_a_set_against_itself_is_told_too(tmp_path):
+    same_sets = TestSets(side(A.format(6), 16), side(A.format(6), 16))
+    assert "A  6 images" in told(judged(same, same_sets, tmp_path))
+
+
+def test_of_a_set_sorted_by_class_images_of_every_class_are_translated(tmp_path):
+    for name in ("cats", "dogs"):
+        (tmp_path / "sets" / name).mkdir(parents=True)
+        for k in range(5):
+            Image.fromarray(np.full((8, 8, 3), k, np.uint8)).save(tmp_path / "sets" / name / f"{k}.png")
+    sets = TestSets(side(tmp_path / "sets", 8), side(tmp_path / "sets", 8), num=6)
+    seen = []
+
+    def watched(x, way):
+        seen.append(len(x))
+        return x
+
+    found, _ = translated(watched, "a2b", *sets.of("a2b"), 6, {}, None, "cpu", lambda: None, lambda *_: None)
+    assert sum(number < 5 for number in found.numbers) == sum(number >= 5 for number in found.numbers) == 3 and seen
+
+
+def test_how_much_is_changed_has_no_best():
+    assert not [name for name in beside(shapes(4))[0] if name.startswith("lpips-to-source")]

@@ -8,6 +8,9 @@ from diffusers import DDIMScheduler, DiffusionPipeline
 from processes import FLAGS
 
 from percepta.interop import load_pipeline
+from percepta.networks import adapt
+from percepta.networks.ddpmpp import DDPMPP
+from percepta.recipes import recipes
 from percepta.recipes.casdm import CasDm
 from percepta.recipes.ddpm import Ddpm
 from percepta.rng import rng_for
@@ -101,3 +104,13 @@ def test_a_scale_of_its_own_stays_with_a_cascade():
     with pytest.raises(ValueError, match="its time cannot be scaled outside"):
         network.scale_time(0.25)
     assert network.time_factor == 1.0 and "_percepta" not in network.model.config
+
+
+def test_ncsnpp_is_refused_where_it_could_not_tell_times_apart(monkeypatch):
+    small = {"sample_size": 8, "model_channels": 16, "channel_mult": (1, 2), "num_blocks": 1, "attention_sizes": ()}
+    monkeypatch.setattr(Context, "chosen_network", lambda self, name: adapt(DDPMPP(**small, ncsn=True)))
+    context = Context(channels=3, size=8)
+    for name in ("ddpm", "flow"):
+        with pytest.raises(ValueError, match="reads the logarithm of the noise level"):
+            recipes()[name]().build(context)
+    assert recipes()["edm"]().build(context) is not None

@@ -217,3 +217,14 @@ def test_kid_is_told_a_hundredfold(store):
     assert [shown[f"{name}, A→B"]["mean"] for name in ("FID", "KID x100")] == pytest.approx([3.0, 2.0])
     assert shown["KID x100, B→A"]["mean"] == pytest.approx(50.0)
     assert shown["PSNR, A→B"]["why"] == "no pairs"
+
+
+def test_yardsticks_have_as_many_images_as_are_translated_and_their_crop(pair):
+    for k in range(5):
+        _picture(pair / "trainB" / f"more-{k}.png", k)
+    at = STUDIES[TABLE].at("paper", data=str(pair))
+    sets = find_domains(str(pair))
+    words = _ladiffgan.compared(at, sets.train_b, sets.test_b).words
+    assert after(words, "--num") == "2" and after(words, "--crop") == "stretch"
+    assert "--num" not in _ladiffgan.compared(at, sets.train_a, sets.test_a).words
+    assert "--crop" not in _ladiffgan.compared(STUDIES[TABLE].at("pocket"), sets.train_b, sets.test_b).words

@@ -60,3 +60,15 @@ def test_what_is_no_export_is_not_replaced(config, tmp_path):
     with pytest.raises(ValueError, match="is no earlier export"), exporting(tmp_path / "mine", CARD):
         pass
     assert len(list((tmp_path / "mine").iterdir())) == 1
+
+
+def test_a_folder_with_more_in_it_than_a_model_is_not_replaced(tmp_path):
+    mine = tmp_path / "mine"
+    translated()[0].export(mine, CARD)
+    (mine / "percepta.json").unlink()  # as before there were records
+    translated()[0].export(mine, CARD)
+    (mine / "percepta.json").unlink()
+    (mine / "README.md").write_text("of another's model")
+    with pytest.raises(ValueError, match="is no earlier export"):
+        translated()[0].export(mine, CARD)
+    assert (mine / "README.md").is_file()

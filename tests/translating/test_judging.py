@@ -12,7 +12,7 @@ from PIL import Image
 from percepta import evaluate
 from percepta.cli import main
 from percepta.networks.cyclegan import CycleganPair
-from percepta.translating.judging import Asked, is_translator, test_sets
+from percepta.translating.judging import Asked, is_translator, own_tests, test_sets
 
 PLAIN = ["--metrics", "fid,kid", "--space", "pixels"]
 WAYS = ("a2b", "b2a")
@@ -156,3 +156,27 @@ def test_a_run_whose_domains_have_no_test_images_or_that_has_no_model(own, tmp_p
         sets_of(Asked(model=own, target="shapes"), 16)
     shutil.rmtree(own / "model")
     assert "has no model yet" in refused(capsys, own)
+
+
+def test_test_sets_stay_where_they_are_without_those_of_training(tmp_path):
+    for name in ("trainA", "trainB", "testA", "testB", "more"):
+        images(tmp_path / name, 3)
+    a, b = str(tmp_path / "trainA"), str(tmp_path / "trainB")
+    assert own_tests(a, b, None) == (str(tmp_path / "testA"), str(tmp_path / "testB"))
+    assert own_tests(a, b, str(tmp_path / "more"))[1] == str(tmp_path / "more")  # what it was evaluated with in training
+    for name in ("trainA", "trainB"):
+        shutil.rmtree(tmp_path / name)
+    assert own_tests(a, b, None) == (str(tmp_path / "testA"), str(tmp_path / "testB"))
+    shutil.rmtree(tmp_path / "testA")
+    with pytest.raises(ValueError, match=r"trainA: does not exist .*Go to the folder that it was trained in"):
+        own_tests(a, b, None)
+
+
+def test_a_saved_model_is_judged_beside_no_report_of_its_own(own, tmp_path, capsys):
+    a, b = images(tmp_path / "a", 4), images(tmp_path / "b", 4)
+    saved = shutil.copytree(own / "model", tmp_path / "saved")
+    before = sorted(path.name for path in saved.iterdir())
+    assert judge(capsys, saved, b, "--source", a, *PLAIN, "--size", 16)[0] == 0
+    assert sorted(path.name for path in saved.iterdir()) == before
+    assert judge(capsys, own / "model", b, "--source", a, *PLAIN)[0] == 0
+    assert (own / "evaluation" / "evaluation.json").is_file() and not (own / "model" / "evaluation").exists()

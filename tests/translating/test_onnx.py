@@ -219,3 +219,15 @@ def test_flags_that_belong_to_others(flags, said, trained, tmp_path, capsys):
 def test_the_recipe_still_has_the_generators_that_are_tested_here():
     kinds = {type(TrainLadiffgan(generator=kind)._pair(32)) for kind in ("ugatit", "cyclegan", "unit", "munit")}  # pyright: ignore
     assert {type(make()) for make in MAKE.values()} == kinds
+
+
+def test_a_direction_that_is_not_asked_for_stays(tmp_path, monkeypatch):
+    def written(pipe, folder, direction, about):
+        (folder / f"{direction}.onnx").write_text(f"{direction}, {about['k']}")
+        return {}
+
+    monkeypatch.setattr(module, "_write", written)
+    pipe = TranslationPipeline(MAKE["cyclegan"]())
+    for k, direction in enumerate(("a2b", "b2a", "a2b")):
+        write_onnx(pipe, tmp_path / "out", [direction], {"k": k})
+    assert {path.name: path.read_text() for path in (tmp_path / "out").iterdir()} == {"a2b.onnx": "a2b, 2", "b2a.onnx": "b2a, 1"}

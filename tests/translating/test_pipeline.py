@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from percepta import TranslationPipeline
+from percepta.evaluation.contamination import trained_against
 from percepta.networks.munit import MunitPair
 from percepta.networks.ugatit import UgatitPair
 from percepta.networks.unit import UnitPair
@@ -142,3 +143,13 @@ def test_what_a_run_exports_knows_its_size(tmp_path: Path) -> None:
     """A UNIT's config.json does not."""
     Translated(UnitPair(channels=4, blocks=1), torch.zeros(0, 3, 32, 32), torch.zeros(0, 3, 32, 32)).export(tmp_path / "out", {})
     assert TranslationPipeline.from_pretrained(tmp_path / "out").size == 32
+
+
+def test_what_is_saved_says_what_it_was_trained_against(run, tmp_path):
+    own = shutil.copytree(run, tmp_path / "run")
+    config = {"recipe": "ladiffgan", "settings": {"size": 32}, "resolved": {"trained_against": [{"space": "alex"}]}}
+    (own / "config.json").write_text(json.dumps(config))
+    TranslationPipeline.from_pretrained(own).save_pretrained(tmp_path / "saved")
+    assert trained_against(tmp_path / "saved") == ("alex",)
+    TranslationPipeline.from_pretrained(tmp_path / "saved").save_pretrained(tmp_path / "again")
+    assert trained_against(tmp_path / "again") == ("alex",)
