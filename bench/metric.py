@@ -78,12 +78,13 @@ def peers(trunk: str) -> dict[str, Any]:
 def piq_side(lpips: Any) -> Callable[[Tensor, Tensor], Tensor]:
     """piq's LPIPS on VGG16 with mean pooling, without its download: the weights of the other peers."""
     import piq
-    from piq.perceptual import ContentLoss
+    from piq.perceptual import VGG16_LAYERS, ContentLoss
+    from torchvision.models import vgg16
 
     heads = [lin.model[-1].weight.detach() for lin in lpips.lins]
-    layers = ["relu1_2", "relu2_2", "relu3_3", "relu4_3", "relu5_3"]
+    layers = [VGG16_LAYERS[name] for name in ("relu1_2", "relu2_2", "relu3_3", "relu4_3", "relu5_3")]
     made = ContentLoss(
-        "vgg16", layers=layers, weights=heads, replace_pooling=True, distance="mse", reduction="none", normalize_features=True,
+        vgg16(weights=None).features, layers=layers, weights=heads, replace_pooling=True, distance="mse", reduction="none", normalize_features=True,
         mean=piq.perceptual.IMAGENET_MEAN, std=piq.perceptual.IMAGENET_STD,
     )  # fmt: skip
     state = {f"{index}.{name}": value for index, layer in layers_of(lpips.net) for name, value in layer.state_dict().items()}
