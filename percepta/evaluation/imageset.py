@@ -10,7 +10,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -223,7 +223,10 @@ class ImageSet:
         indices = [self.indices[place] for place in places]
         if isinstance(self.source, Shapes):  # its scenes are what their numbers say: nothing has to be drawn
             drawing = replace(self.source, length=1, labels="none")
-            return [hash_of(drawing, SHAPES_VERSION, index) for index in indices]
+            younger = [
+                f"{f.name}={value}" for f in fields(drawing) if not f.repr and (value := getattr(drawing, f.name)) != f.default
+            ]
+            return [hash_of(drawing, SHAPES_VERSION, *younger, index) for index in indices]
         return [self._refused(item) if isinstance(item, BadImage) else _hash(item) for item in self._contents(indices)]
 
     def _refused(self, error: BadImage) -> str:

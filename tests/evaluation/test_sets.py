@@ -378,3 +378,12 @@ def test_a_damaged_npz_is_a_clear_error_wherever_it_is_damaged(keys, tmp_path):
         else:
             assert np.array_equal(np.stack(side.read(range(3))), values["arr_0"])
     assert refused > 100
+
+
+def test_other_scenes_are_other_content_however_they_are_asked_for():
+    """Options that a source's name leaves out where they are usual are in what features are kept by."""
+    usual = "shapes:length=3"
+    others = ("part=test", "only=star+ring", "backgrounds=paper", "textures=plain", "domain=outline", "seed=1")
+    sets = [open_side(usual, size=16), *(open_side(f"{usual},{option}", size=16) for option in others)]
+    assert len({one.fingerprint for one in sets}) == len({one.chunks(3)[0].key for one in sets}) == len(sets)
+    assert len({one.read([0])[0].tobytes() for one in sets}) == len(sets)
